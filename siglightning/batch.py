@@ -1,0 +1,49 @@
+"""The contract between data and tasks: what a batch holds, and what a model asks of its inputs.
+
+Data modules and tasks never import each other. A data module produces :class:`Batch` dictionaries; a task
+publishes an :class:`InputSpec` that tells the data module what size and which tokens its model wants.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TypedDict
+
+from torch import Tensor
+
+
+class Batch(TypedDict, total=False):
+    """One batch. Every key is optional; a task names the ones that it needs.
+
+    Attributes:
+        image: uint8 ``[B, 3, H, W]``; normalised on the device by the tower that reads it.
+        text: int64 ``[T, L]`` token ids. ``T = B`` while training. In evaluation ``T >= B``: several captions
+            per image, owned as ``text_owner`` tells.
+        text_owner: int64 ``[T]``, the row of ``image`` that each row of ``text`` describes. Absent: row i
+            describes image i.
+        label: int64 ``[B]`` class indices or float ``[B, C]`` multi-hot.
+        id: the sample's key in its data set, one for each image.
+        match_id: int64 ``[B]``; images with equal numbers match the same captions, so that in a pairwise loss
+            they are never each other's negatives, and in retrieval either is a right answer.
+        image_embed: float ``[B, d]``, where images were embedded before.
+    """
+
+    image: Tensor
+    text: Tensor
+    text_owner: Tensor
+    label: Tensor
+    id: list[str] | Tensor
+    match_id: Tensor
+    image_embed: Tensor
+
+
+@dataclass(frozen=True)
+class InputSpec:
+    """What a model wants of its inputs, published by a task as ``task.input_spec``.
+
+    Attributes:
+        image_size: side of the square input picture, in pixels.
+        tokenizer: maps captions to int64 token ids ``[n, context_length]``; ``None`` when the model reads no text.
+    """
+
+    image_size: int
+    tokenizer: Callable[[Sequence[str]], Tensor] | None
