@@ -1,1 +1,31 @@
+"""Measurements of trained models: pure functions of tensors, no Lightning."""
 
+from siglightning.evaluation.bootstrap import MetricValue, bootstrap_interval, mean_with_interval
+from siglightning.evaluation.pairs import PairLogits, pair_logits
+from siglightning.evaluation.report import Evaluation, Example, ExampleImages, evaluate_retrieval
+from siglightning.evaluation.retrieval import (
+    chance_recall_at_k,
+    mean_rank,
+    median_rank,
+    recall_at_k,
+    retrieval_metrics,
+    retrieval_ranks,
+)
+
+__all__ = [
+    "Evaluation",
+    "Example",
+    "ExampleImages",
+    "MetricValue",
+    "PairLogits",
+    "bootstrap_interval",
+    "chance_recall_at_k",
+    "evaluate_retrieval",
+    "mean_rank",
+    "mean_with_interval",
+    "median_rank",
+    "pair_logits",
+    "recall_at_k",
+    "retrieval_metrics",
+    "retrieval_ranks",
+]

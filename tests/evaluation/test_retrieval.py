@@ -1,0 +1,162 @@
+"""Retrieval against double loops in Python floats, brute-force chance levels, and torchmetrics."""
+
+import itertools
+import math
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn.functional import normalize
+from torchmetrics.functional.retrieval import retrieval_hit_rate
+
+from siglightning.evaluation import (
+    chance_recall_at_k,
+    mean_rank,
+    median_rank,
+    recall_at_k,
+    retrieval_metrics,
+    retrieval_ranks,
+)
+
+
+def reference_ranks(queries: Tensor, gallery: Tensor, query_ids: Tensor, gallery_ids: Tensor) -> list[int]:
+    """Straight from the definition: a double loop in Python floats."""
+    ranks = []
+    for query, query_id in zip(queries.tolist(), query_ids.tolist(), strict=True):
+        right, wrong = [], []
+        for row, row_id in zip(gallery.tolist(), gallery_ids.tolist(), strict=True):
+            score = sum(a * b for a, b in zip(query, row, strict=True))
+            (right if row_id == query_id else wrong).append(score)
+        ranks.append(1 + sum(score >= max(right) for score in wrong))
+    return ranks
+
+
+def several_captions(num_images: int, dim: int, seed: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Noisy pairs: 1 to 4 captions for an image, and some images that share an id."""
+    g = torch.Generator().manual_seed(seed)
+    image_ids = torch.randint(num_images // 2 * 3, (num_images,), generator=g) * 7 - 3
+    text_ids = torch.cat([image_ids, image_ids[torch.randint(num_images, (2 * num_images,), generator=g)]])
+    text_ids = text_ids[torch.randperm(len(text_ids), generator=g)]
+    centre = {int(i): torch.randn(dim, generator=g, dtype=torch.float64) for i in image_ids.unique()}
+    image = torch.stack([centre[int(i)] for i in image_ids]) + 1.3 * torch.randn(num_images, dim, generator=g).double()
+    text = torch.stack([centre[int(i)] for i in text_ids]) + 1.3 * torch.randn(len(text_ids), dim, generator=g).double()
+    return normalize(image, dim=1), normalize(text, dim=1), image_ids, text_ids
+
+
+@pytest.mark.parametrize("chunk_size", [1, 7, 1000])
+def test_ranks_equal_double_loop_both_ways(chunk_size):
+    image, text, image_ids, text_ids = several_captions(num_images=31, dim=5, seed=0)
+    for queries, gallery, query_ids, gallery_ids in (
+        (image, text, image_ids, text_ids),
+        (text, image, text_ids, image_ids),
+    ):
+        ranks = retrieval_ranks(queries, gallery, query_ids, gallery_ids, chunk_size)
+        assert ranks.dtype == torch.int64
+        assert ranks.tolist() == reference_ranks(queries, gallery, query_ids, gallery_ids)
+        assert len(set(ranks.tolist())) > 1
+
+
+def test_exact_ties_count_against_the_query():
+    """Scores on an integer lattice are exact, so many of them are equal."""
+    g = torch.Generator().manual_seed(1)
+    queries = torch.randint(-1, 2, (40, 3), generator=g).double()
+    gallery = torch.randint(-1, 2, (60, 3), generator=g).double()
+    query_ids, gallery_ids = torch.arange(40), torch.arange(60) % 40
+    ranks = retrieval_ranks(queries, gallery, query_ids, gallery_ids, 16)
+    assert ranks.tolist() == reference_ranks(queries, gallery, query_ids, gallery_ids)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("num_rows", [5, 33, 257])
+def test_collapsed_encoder_is_last_whatever_the_rounding(dtype, num_rows):
+    """Equal rows give scores that differ by their place in the matrix product; they are ties all the same."""
+    g = torch.Generator().manual_seed(2)
+    queries = normalize(torch.randn(num_rows, 512, generator=g), dim=1).to(dtype)
+    gallery = normalize(torch.randn(1, 512, generator=g), dim=1).to(dtype).repeat(num_rows, 1)
+    ids = torch.arange(num_rows)
+    for chunk_size in (2, num_rows - 1, num_rows):
+        assert (retrieval_ranks(queries, gallery, ids, ids, chunk_size) == num_rows).all()
+
+
+def test_nan_never_helps():
+    image = torch.eye(4)
+    text = torch.eye(4)
+    ids = torch.arange(4)
+    text[2] = torch.nan
+    assert retrieval_ranks(image, text, ids, ids).tolist() == [2, 2, 4, 2]
+    image[1] = torch.nan
+    assert retrieval_ranks(image, torch.eye(4), ids, ids).tolist() == [1, 4, 1, 1]
+
+
+def test_query_without_an_answer_is_named():
+    with pytest.raises(ValueError, match=r"1 of 3 have none, first row 1 with id 8"):
+        retrieval_ranks(torch.eye(3), torch.eye(3), torch.tensor([4, 8, 5]), torch.tensor([4, 5, 9]))
+
+
+@pytest.mark.parametrize(
+    ("queries", "gallery", "query_ids", "gallery_ids", "chunk_size", "message"),
+    [
+        (torch.eye(3), torch.ones(3, 2), torch.arange(3), torch.arange(3), 8, r"got \[3, 3\] and \[3, 2\]"),
+        (torch.eye(3), torch.eye(3), torch.arange(2), torch.arange(3), 8, r"got \[2\] and \[3\]"),
+        (torch.ones(0, 3), torch.eye(3), torch.arange(0), torch.arange(3), 8, "at least one query"),
+        (torch.eye(3), torch.ones(0, 3), torch.arange(3), torch.arange(0), 8, "gallery of at least one row"),
+        (torch.eye(3), torch.eye(3), torch.arange(3), torch.arange(3), 0, "chunk_size must be at least 1"),
+    ],
+)
+def test_misuse_is_explained(queries, gallery, query_ids, gallery_ids, chunk_size, message):
+    with pytest.raises(ValueError, match=message):
+        retrieval_ranks(queries, gallery, query_ids, gallery_ids, chunk_size)
+
+
+def test_recall_agrees_with_torchmetrics():
+    image, text, image_ids, text_ids = several_captions(num_images=25, dim=6, seed=3)
+    ranks = retrieval_ranks(image, text, image_ids, text_ids)
+    for k in (1, 5, 10):
+        theirs = [
+            retrieval_hit_rate(scores, text_ids == i, top_k=k).item()
+            for scores, i in zip(image @ text.T, image_ids, strict=True)
+        ]
+        assert recall_at_k(ranks, k) == pytest.approx(sum(theirs) / len(theirs))
+
+
+def test_mean_and_median_rank():
+    ranks = torch.tensor([1, 9, 2, 4])
+    assert mean_rank(ranks) == 4.0
+    assert median_rank(ranks) == 3.0
+    assert median_rank(ranks[:3]) == 2.0
+
+
+@pytest.mark.parametrize("k", [1, 2, 4, 6, 9])
+def test_chance_equals_all_orders_of_a_small_gallery(k):
+    query_ids, gallery_ids = torch.tensor([1, 2, 3]), torch.tensor([3, 1, 2, 2, 3, 3])
+    hits, orders = 0, 0
+    for order in itertools.permutations(gallery_ids.tolist()):
+        hits += sum(q in order[:k] for q in query_ids.tolist())
+        orders += len(query_ids)
+    assert chance_recall_at_k(query_ids, gallery_ids, k) == pytest.approx(hits / orders, abs=1e-12)
+
+
+def test_chance_is_what_random_embeddings_reach():
+    g = torch.Generator().manual_seed(4)
+    image_ids, text_ids = torch.arange(40), torch.arange(200) % 40
+    recalls = [
+        recall_at_k(
+            retrieval_ranks(torch.randn(40, 8, generator=g), torch.randn(200, 8, generator=g), image_ids, text_ids), 5
+        )
+        for _ in range(100)
+    ]
+    chance = chance_recall_at_k(image_ids, text_ids, 5)
+    assert chance == pytest.approx(1 - math.comb(195, 5) / math.comb(200, 5), abs=1e-12)
+    assert sum(recalls) / 100 == pytest.approx(chance, abs=4 * math.sqrt(chance * (1 - chance) / 4000))
+
+
+def test_metrics_hold_keys_values_chances_and_counts():
+    image, text, image_ids, text_ids = several_captions(num_images=30, dim=8, seed=5)
+    metrics = retrieval_metrics(image.float(), text.float(), image_ids, text_ids, chunk_size=11)
+    assert list(metrics) == [f"{way}_recall@{k}" for way in ("i2t", "t2i") for k in (1, 5, 10)]
+    reference = reference_ranks(text, image, text_ids, image_ids)
+    got = metrics["t2i_recall@5"]
+    assert got.value == pytest.approx(sum(rank <= 5 for rank in reference) / len(reference))
+    assert got.chance == chance_recall_at_k(text_ids, image_ids, 5)
+    assert (got.count, metrics["i2t_recall@1"].count) == (90, 30)
+    assert 0 <= got.low < got.value < got.high <= 1
