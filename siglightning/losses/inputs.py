@@ -1,0 +1,76 @@
+"""What both losses ask of their arguments, checked before any arithmetic."""
+
+from collections.abc import Iterator, Sequence
+from typing import Literal
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+Backend = Literal["auto", "eager"]
+Comm = Literal["ring", "gather"]
+
+DEFAULT_CHUNK_SIZE = 1024  # a 1024 x 1024 fp32 tile is 4 MiB: it stays in cache, and larger tiles measured no faster
+
+
+def check_embeddings(image_embeds: Tensor, text_embeds: Tensor) -> None:
+    """Raise ``ValueError`` unless both are float ``[b, d]`` with equal shapes, one dtype and one device."""
+    if image_embeds.ndim != 2 or image_embeds.shape != text_embeds.shape:
+        raise ValueError(
+            "Expected image_embeds and text_embeds of one shape [b, d], got "
+            f"{list(image_embeds.shape)} and {list(text_embeds.shape)}. Row i of each must be one pair."
+        )
+    if len(image_embeds) == 0:
+        raise ValueError("Expected at least one pair, got an empty batch. Drop empty batches before the loss.")
+    if not image_embeds.is_floating_point() or image_embeds.dtype != text_embeds.dtype:
+        raise ValueError(
+            "Expected image_embeds and text_embeds of one floating dtype, got "
+            f"{image_embeds.dtype} and {text_embeds.dtype}. Cast one to the other's dtype."
+        )
+    if image_embeds.device != text_embeds.device:
+        raise ValueError(
+            f"Expected both embeddings on one device, got {image_embeds.device} and {text_embeds.device}. Move one."
+        )
+
+
+def check_scalar(name: str, value: Tensor) -> None:
+    """Raise ``ValueError`` unless ``value`` holds exactly one number."""
+    if value.numel() != 1:
+        raise ValueError(f"Expected {name} with one element, got shape {list(value.shape)}. Use one for all pairs.")
+
+
+def check_processes(group: dist.ProcessGroup | None, sizes: Sequence[int] | None, comm: str, local_size: int) -> None:
+    """Raise ``ValueError`` where the loss would need other processes, or where ``sizes`` contradicts the batch."""
+    if comm not in ("ring", "gather"):
+        raise ValueError(f"Expected comm to be 'ring' or 'gather', got {comm!r}.")
+    if group is not None and group.size() > 1:
+        raise ValueError(
+            f"Expected a group of one process, got one of {group.size()}: the ring over several processes is not "
+            "built yet, and a loss over local negatives alone would be another objective. Train on one process."
+        )
+    if sizes is not None and list(sizes) != [local_size]:
+        raise ValueError(f"Expected sizes to be [{local_size}], the local batch of the only rank, got {list(sizes)}.")
+
+
+def tile_size(chunk_size: int | None, backend: str) -> int:
+    """Return the side of a tile in rows, ``DEFAULT_CHUNK_SIZE`` unless given."""
+    if backend not in ("auto", "eager"):
+        raise ValueError(f"Expected backend 'auto' or 'eager', got {backend!r}.")
+    if chunk_size is not None and chunk_size < 1:
+        raise ValueError(f"Expected chunk_size of at least 1 row, got {chunk_size}.")
+    return chunk_size or DEFAULT_CHUNK_SIZE
+
+
+def compute_dtype(dtype: torch.dtype) -> torch.dtype:
+    """Return the dtype of the arithmetic: fp64 for fp64, fp32 for everything narrower.
+
+    In bf16 a logit near -10 has steps of 1/16, larger than the differences that training is about.
+    """
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def tiles(num_rows: int, num_columns: int, side: int) -> Iterator[tuple[slice, slice]]:
+    """Yield the row and column slices of square tiles that cover a matrix, ragged at its far edges."""
+    for top in range(0, num_rows, side):
+        for left in range(0, num_columns, side):
+            yield slice(top, min(top + side, num_rows)), slice(left, min(left + side, num_columns))

@@ -1,0 +1,291 @@
+"""The pairwise sigmoid loss of SigLIP, its gradients formed tile by tile in the forward pass.
+
+Specification (Zhai et al. 2023, arXiv:2303.15343, Algorithm 1; the sign of ``b`` in its printed equation is wrong)::
+
+    logits = exp(t') * x @ y.T + b            # x: images [b, d], y: texts [b, d], unit rows
+    z      = +1 on pairs, -1 elsewhere
+    loss   = -sum(logsigmoid(z * logits)) / b
+
+With ``s = -z * logits`` the loss is ``sum(softplus(s)) / b`` and its derivative by a logit is ``-z * sigmoid(s) / b``.
+Autograd would keep several b x b matrices until backward. Here each tile of logits yields its share of every gradient
+at once and is overwritten by the next: three matrix products a tile, and nothing of size b x b is ever held.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+from siglightning.losses.inputs import (
+    Backend,
+    Comm,
+    check_embeddings,
+    check_processes,
+    check_scalar,
+    compute_dtype,
+    tile_size,
+    tiles,
+)
+
+Match = Literal["positive", "ignore"]
+
+_FOLDS = 3  # 2**3 terms share one logarithm: see _softplus_sum
+
+
+def sigmoid_loss(
+    image_embeds: Tensor,
+    text_embeds: Tensor,
+    log_scale: Tensor,
+    bias: Tensor | None = None,
+    *,
+    group: dist.ProcessGroup | None = None,
+    match_ids: Tensor | None = None,
+    match: Match = "positive",
+    negatives: None = None,
+    sizes: Sequence[int] | None = None,
+    comm: Comm = "ring",
+    chunk_size: int | None = None,
+    backend: Backend = "auto",
+) -> Tensor:
+    """Sum of the sigmoid loss over all texts, mean over the images (SigLIP paper, Algorithm 1).
+
+    Args:
+        image_embeds: ``[b, d]``, unit rows, fp16, bf16, fp32 or fp64; row i and row i of ``text_embeds`` are a pair.
+        text_embeds: ``[b, d]``, unit rows, the same dtype and device.
+        log_scale: one element, t' (its exponential multiplies the cosine).
+        bias: one element, b; ``None`` for none.
+        group: process group that shares the batch; ``None``, or one of a single process, so far.
+        match_ids: int64 ``[b]``; rows with equal ids match each other. ``None``: only row i matches row i.
+        match: what a match off the diagonal is: another positive, or a pair to be left out.
+        negatives: a rule that masks negatives; none exists so far.
+        sizes: local batch of every rank; for one process ``[b]`` or ``None``.
+        comm: how blocks travel between processes; without effect on one.
+        chunk_size: side of a tile in rows. Memory beyond inputs and gradients is about four tiles.
+        backend: ``"eager"``; ``"auto"`` chooses it.
+
+    Returns:
+        Scalar in nats, fp32 (fp64 for fp64 inputs). It grows with the number of negatives: at the start with
+        t' = log 10 and b = -10 it is about ``10 + (b - 1) * 4.5e-5``.
+
+    Raises:
+        ValueError: shapes, dtypes, devices or options do not fit together.
+
+    Memory and communication:
+        All arithmetic in fp32 (fp64 for fp64 inputs), scalar sums in fp64. Kept for backward: one gradient the size
+        of each input that needs one, in the dtype of the arithmetic, cast to the input's only after the incoming
+        gradient has scaled it. Backward multiplies and communicates nothing. Differentiable once.
+    """
+    check_embeddings(image_embeds, text_embeds)
+    check_scalar("log_scale", log_scale)
+    if bias is not None:
+        check_scalar("bias", bias)
+    check_processes(group, sizes, comm, len(image_embeds))
+    _check_matches(match_ids, match, len(image_embeds))
+    if negatives is not None:
+        raise ValueError(f"Expected negatives=None, which counts every pair, got {negatives!r}: no rule exists yet.")
+    side = tile_size(chunk_size, backend)
+    # Inside a Function autograd's own flags do not tell whether a gradient is wanted, so it is decided here.
+    inputs = (image_embeds, text_embeds, log_scale, bias)
+    with_grad = torch.is_grad_enabled() and any(value is not None and value.requires_grad for value in inputs)
+    loss: Tensor = _SigmoidLoss.apply(*inputs, match_ids, match, side, with_grad)
+    return loss
+
+
+def _check_matches(match_ids: Tensor | None, match: str, num_pairs: int) -> None:
+    if match not in ("positive", "ignore"):
+        raise ValueError(f"Expected match to be 'positive' or 'ignore', got {match!r}.")
+    if match_ids is not None and (match_ids.shape != (num_pairs,) or match_ids.dtype != torch.int64):
+        raise ValueError(
+            f"Expected match_ids int64 [{num_pairs}], one id for each pair, got {match_ids.dtype} "
+            f"{list(match_ids.shape)}. Give equal ids to rows that describe the same thing."
+        )
+
+
+class SigmoidLoss(nn.Module):
+    """:func:`sigmoid_loss` with learnable t' and b, for training loops that are not ours.
+
+    Called as ``loss(image_embeds, text_embeds)`` it uses its own parameters ``log_scale`` and ``bias``, each of shape
+    ``(1,)``. Called as open_clip calls its losses, ``loss(image_features, text_features, logit_scale, logit_bias,
+    output_dict=...)``, it uses those, ``logit_scale`` being linear (not its logarithm).
+
+    Args:
+        init_log_scale: initial t'. log 10 (SigLIP paper, Table 4; the "10" of its section 3.2 is a slip).
+        init_bias: initial b. -10 suits batches around 22,000, where one pair in ``exp(10)`` is a positive.
+        chunk_size: see :func:`sigmoid_loss`.
+    """
+
+    def __init__(
+        self, init_log_scale: float = math.log(10), init_bias: float = -10.0, chunk_size: int | None = None
+    ) -> None:
+        super().__init__()
+        self.log_scale = nn.Parameter(torch.tensor([init_log_scale]))
+        self.bias = nn.Parameter(torch.tensor([init_bias]))
+        self.chunk_size = chunk_size
+
+    def forward(
+        self,
+        image_features: Tensor,
+        text_features: Tensor,
+        logit_scale: Tensor | None = None,
+        logit_bias: Tensor | None = None,
+        output_dict: bool = False,
+    ) -> Tensor | dict[str, Tensor]:
+        """Return the loss of :func:`sigmoid_loss`, or ``{"contrastive_loss": loss}`` when asked as open_clip asks."""
+        own = logit_scale is None
+        log_scale = self.log_scale if logit_scale is None else logit_scale.log()
+        bias = self.bias if own else logit_bias
+        loss = sigmoid_loss(image_features, text_features, log_scale, bias, chunk_size=self.chunk_size)
+        return {"contrastive_loss": loss} if output_dict else loss
+
+
+@dataclass
+class _Sums:
+    """What tiles add up to: loss and sum of derivatives in fp64, gradients of the embeddings without ``t / b``."""
+
+    loss: Tensor
+    derivatives: Tensor
+    image: Tensor | None
+    text: Tensor | None
+
+    @classmethod
+    def zeros(cls, x: Tensor, y: Tensor, need_image: bool, need_text: bool) -> "_Sums":
+        zero = x.new_zeros((), dtype=torch.float64)
+        gradient_x = torch.zeros_like(x) if need_image else None
+        return cls(zero, zero.clone(), gradient_x, torch.zeros_like(y) if need_text else None)
+
+
+class _SigmoidLoss(torch.autograd.Function):
+    """Value and gradients in one forward pass; backward only scales what forward found."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        image_embeds: Tensor,
+        text_embeds: Tensor,
+        log_scale: Tensor,
+        bias: Tensor | None,
+        match_ids: Tensor | None,
+        match: Match,
+        side: int,
+        with_grad: bool,
+    ) -> Tensor:
+        dtype = compute_dtype(image_embeds.dtype)
+        x, y, scale = image_embeds.to(dtype), text_embeds.to(dtype), log_scale.to(dtype).exp().reshape(())
+        shift = None if bias is None else bias.to(dtype).reshape(())
+        need_text = with_grad and ctx.needs_input_grad[1]
+        # dt' follows from the gradient of either side, so one of them is formed even where both towers are frozen.
+        need_image = with_grad and (ctx.needs_input_grad[0] or not need_text)
+        sums = _Sums.zeros(x, y, need_image, need_text)
+        with torch.autocast(x.device.type, enabled=False):
+            _add_block(x, y, scale, shift, _Matches(match_ids, match_ids, match), side, sums)
+        if with_grad:
+            ctx.save_for_backward(*_gradients(sums, x, y, scale))
+            ctx.like = [
+                (value.dtype, value.shape) if value is not None else None
+                for value in (image_embeds, text_embeds, log_scale, bias)
+            ]
+        return (sums.loss / len(x)).to(dtype)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_loss: Tensor) -> tuple[Tensor | None, ...]:
+        """Scale each saved gradient by the incoming one, and only then cast it to its input's dtype.
+
+        Under a GradScaler the incoming gradient is large; casting first would flush small fp16 gradients to zero.
+        """
+        gradients = [
+            (saved * grad_loss.to(saved.dtype)).to(like[0]).reshape(like[1]) if needed else None
+            for saved, like, needed in zip(ctx.saved_tensors, ctx.like, ctx.needs_input_grad[:4], strict=True)
+        ]
+        return (*gradients, None, None, None, None)
+
+
+def _gradients(sums: _Sums, x: Tensor, y: Tensor, scale: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor, Tensor]:
+    """Finish the sums in place: the gradients of images, texts, t' (``sum(dx * x)``, or the same of texts) and b."""
+    factor = scale / len(x)
+    for gradient in (sums.image, sums.text):
+        if gradient is not None:
+            gradient *= factor
+    embeds, gradient = (x, sums.image) if sums.image is not None else (y, sums.text)
+    assert gradient is not None  # one side is always formed when any gradient is wanted
+    log_scale = torch.einsum("id,id->i", embeds, gradient).sum(dtype=torch.float64)
+    return sums.image, sums.text, log_scale, sums.derivatives / len(x)
+
+
+class _Index(NamedTuple):
+    """Positions inside one tile: row and column numbers."""
+
+    rows: Tensor
+    columns: Tensor
+
+
+class _Matches:
+    """Which pairs of a block are positives and which are left out, found tile by tile.
+
+    Without ids the positives are the diagonal of the block.
+    """
+
+    def __init__(self, image_ids: Tensor | None, text_ids: Tensor | None, match: Match) -> None:
+        self.image_ids, self.text_ids, self.match = image_ids, text_ids, match
+
+    def of_tile(self, rows: slice, columns: slice, device: torch.device) -> tuple[_Index | None, _Index | None]:
+        """Return ``(positives, ignored)`` as indices into the tile."""
+        # Tiles have one side on both axes, so each holds its whole share of the diagonal or nothing of it.
+        on_diagonal = rows.start == columns.start
+        diagonal = torch.arange(min(rows.stop, columns.stop) - rows.start if on_diagonal else 0, device=device)
+        if self.image_ids is None or self.text_ids is None:
+            return (_Index(diagonal, diagonal) if on_diagonal else None), None
+        equal = self.image_ids[rows, None] == self.text_ids[None, columns]
+        if self.match == "positive":
+            return _Index(*equal.nonzero(as_tuple=True)), None
+        equal[diagonal, diagonal] = False
+        return _Index(diagonal, diagonal), _Index(*equal.nonzero(as_tuple=True))
+
+
+def _add_block(
+    x: Tensor, y: Tensor, scale: Tensor, bias: Tensor | None, matches: _Matches, side: int, sums: _Sums
+) -> None:
+    """Add one block, images ``x [n, d]`` against texts ``y [m, d]``, to ``sums``."""
+    x_scaled = x * scale
+    for rows, columns in tiles(len(x), len(y), side):
+        s = x_scaled[rows] @ y[columns].T
+        if bias is not None:
+            s += bias
+        positives, ignored = matches.of_tile(rows, columns, x.device)
+        if positives is not None:
+            s[positives] *= -1
+        if ignored is not None:
+            s[ignored] = -math.inf  # softplus and sigmoid of it are exactly zero
+        p = torch.sigmoid(s)
+        sums.loss += _softplus_sum(s, p)
+        if positives is not None:
+            p[positives] *= -1
+        sums.derivatives += p.sum(dtype=torch.float64)
+        if sums.image is not None:
+            sums.image[rows].addmm_(p, y[columns])
+        if sums.text is not None:
+            sums.text[columns].addmm_(p.T, x[rows])
+
+
+def _softplus_sum(s: Tensor, p: Tensor) -> Tensor:
+    """Return ``sum(softplus(s))`` in fp64, given ``p = sigmoid(s)``; overwrites ``s``.
+
+    ``softplus(s) = relu(s) - log(1 - q)`` with ``q = min(p, 1 - p)``, and logarithms of a product add up, so eight
+    terms share one ``log1p``, which costs as much as eight sigmoids. The product of ``1 - q_k`` is carried as its
+    complement, by ``(1 - a)(1 - b) = 1 - (a + b - ab)``: sums of small positive numbers, which keep the relative
+    precision of ``q = 1e-5`` where ``1 - q`` would round it away. Worst case: eight terms at s = 0, a complement of
+    1 - 2**-8, where rounding by 2**-25 costs 8e-6 of their sum of 5.5.
+    """
+    q = torch.minimum(p, 1 - p).view(-1)
+    total = s.clamp_min_(0).sum(dtype=torch.float64)
+    whole = len(q) >> _FOLDS << _FOLDS
+    folded, rest = q[:whole], q[whole:]
+    for _ in range(_FOLDS):
+        left, right = folded.view(2, -1)
+        folded = (left + right).addcmul_(left, right, value=-1)
+    return total - torch.log1p(-folded).sum(dtype=torch.float64) - torch.log1p(-rest).sum(dtype=torch.float64)

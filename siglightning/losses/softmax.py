@@ -1,0 +1,159 @@
+"""CLIP's softmax loss with the memory of a tile: the baseline that the sigmoid loss is compared with.
+
+Specification (Radford et al. 2021; SigLIP paper, section 3.1)::
+
+    logits = exp(t') * x @ y.T
+    loss   = -sum(log_softmax(logits, rows).diagonal() + log_softmax(logits, columns).diagonal()) / (2 * b)
+
+Each softmax must see its whole row or column before any gradient can be formed, hence two passes: the first streams
+the log-sum-exp of every row and column, the second forms the logits again and with them the gradients.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+from siglightning.losses.inputs import (
+    Backend,
+    Comm,
+    check_embeddings,
+    check_processes,
+    check_scalar,
+    compute_dtype,
+    tile_size,
+    tiles,
+)
+
+
+def softmax_loss(
+    image_embeds: Tensor,
+    text_embeds: Tensor,
+    log_scale: Tensor,
+    *,
+    group: dist.ProcessGroup | None = None,
+    sizes: Sequence[int] | None = None,
+    comm: Comm = "ring",
+    chunk_size: int | None = None,
+    backend: Backend = "auto",
+) -> Tensor:
+    """Mean of the image-to-text and text-to-image cross entropies (SigLIP paper, section 3.1).
+
+    Args:
+        image_embeds: ``[b, d]``, unit rows, fp16, bf16, fp32 or fp64; row i and row i of ``text_embeds`` are a pair.
+        text_embeds: ``[b, d]``, unit rows, the same dtype and device.
+        log_scale: one element, t'.
+        group: process group that shares the batch; ``None``, or one of a single process, so far.
+        sizes: local batch of every rank; for one process ``[b]`` or ``None``.
+        comm: how blocks travel between processes; without effect on one.
+        chunk_size: side of a tile in rows. Memory beyond inputs and gradients is about two tiles.
+        backend: ``"eager"``; ``"auto"`` chooses it.
+
+    Returns:
+        Scalar in nats, fp32 (fp64 for fp64 inputs), mean over the 2 b rows and columns. ``log(b)`` when nothing is
+        learnt yet.
+
+    Raises:
+        ValueError: shapes, dtypes, devices or options do not fit together.
+
+    Memory and communication:
+        As :func:`siglightning.losses.sigmoid_loss`, with the logits formed twice: four matrix products a tile.
+    """
+    check_embeddings(image_embeds, text_embeds)
+    check_scalar("log_scale", log_scale)
+    check_processes(group, sizes, comm, len(image_embeds))
+    side = tile_size(chunk_size, backend)
+    inputs = (image_embeds, text_embeds, log_scale)
+    with_grad = torch.is_grad_enabled() and any(value.requires_grad for value in inputs)
+    loss: Tensor = _SoftmaxLoss.apply(*inputs, side, with_grad)
+    return loss
+
+
+class SoftmaxLoss(nn.Module):
+    """:func:`softmax_loss` with a learnable t', for training loops that are not ours.
+
+    Called as ``loss(image_embeds, text_embeds)`` it uses its own ``log_scale`` of shape ``(1,)``; called as open_clip
+    calls its losses, ``loss(image_features, text_features, logit_scale, output_dict=...)``, it uses that linear scale.
+
+    Args:
+        init_log_scale: initial t'. log(1 / 0.07), as in CLIP.
+        chunk_size: see :func:`softmax_loss`.
+    """
+
+    def __init__(self, init_log_scale: float = math.log(1 / 0.07), chunk_size: int | None = None) -> None:
+        super().__init__()
+        self.log_scale = nn.Parameter(torch.tensor([init_log_scale]))
+        self.chunk_size = chunk_size
+
+    def forward(
+        self,
+        image_features: Tensor,
+        text_features: Tensor,
+        logit_scale: Tensor | None = None,
+        output_dict: bool = False,
+    ) -> Tensor | dict[str, Tensor]:
+        """Return the loss of :func:`softmax_loss`, or ``{"contrastive_loss": loss}`` when asked as open_clip asks."""
+        log_scale = self.log_scale if logit_scale is None else logit_scale.log()
+        loss = softmax_loss(image_features, text_features, log_scale, chunk_size=self.chunk_size)
+        return {"contrastive_loss": loss} if output_dict else loss
+
+
+class _SoftmaxLoss(torch.autograd.Function):
+    """Value and gradients in one forward pass; backward only scales what forward found."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, image_embeds: Tensor, text_embeds: Tensor, log_scale: Tensor, side: int, with_grad: bool
+    ) -> Tensor:
+        dtype = compute_dtype(image_embeds.dtype)
+        x, y, scale = image_embeds.to(dtype), text_embeds.to(dtype), log_scale.to(dtype).exp().reshape(())
+        with torch.autocast(x.device.type, enabled=False):
+            row_lse, column_lse = _log_sum_exps(x * scale, y, side)
+            positives = torch.einsum("id,id->i", x * scale, y)
+            if with_grad:
+                ctx.save_for_backward(*_gradients(x, y, scale, row_lse, column_lse, side))
+                ctx.like = [(value.dtype, value.shape) for value in (image_embeds, text_embeds, log_scale)]
+        return ((row_lse + column_lse - 2 * positives).sum(dtype=torch.float64) / (2 * len(x))).to(dtype)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_loss: Tensor) -> tuple[Tensor | None, ...]:
+        """Scale each saved gradient by the incoming one, and only then cast it to its input's dtype."""
+        gradients = [
+            (saved * grad_loss.to(saved.dtype)).to(dtype).reshape(shape) if needed else None
+            for saved, (dtype, shape), needed in zip(ctx.saved_tensors, ctx.like, ctx.needs_input_grad[:3], strict=True)
+        ]
+        return (*gradients, None, None)
+
+
+def _log_sum_exps(x_scaled: Tensor, y: Tensor, side: int) -> tuple[Tensor, Tensor]:
+    """Return the log-sum-exp of each row and each column of ``x_scaled @ y.T``, both ``[b]``."""
+    row_lse = x_scaled.new_full((len(x_scaled),), -math.inf)
+    column_lse = row_lse.clone()
+    for rows, columns in tiles(len(x_scaled), len(y), side):
+        logits = x_scaled[rows] @ y[columns].T
+        row_lse[rows] = torch.logaddexp(row_lse[rows], logits.logsumexp(1))
+        column_lse[columns] = torch.logaddexp(column_lse[columns], logits.logsumexp(0))
+    return row_lse, column_lse
+
+
+def _gradients(
+    x: Tensor, y: Tensor, scale: Tensor, row_lse: Tensor, column_lse: Tensor, side: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the gradients of images, texts and t'. By a logit: ``(row softmax + column softmax - 2 * pair) / 2b``."""
+    gradient_x, gradient_y = -2 * y, -2 * x  # the pairs; both softmaxes are added tile by tile
+    x_scaled = x * scale
+    for rows, columns in tiles(len(x), len(y), side):
+        logits = x_scaled[rows] @ y[columns].T
+        p = (logits - row_lse[rows, None]).exp_()
+        p += logits.sub_(column_lse[columns]).exp_()
+        gradient_x[rows].addmm_(p, y[columns])
+        gradient_y[columns].addmm_(p.T, x[rows])
+    factor = scale / (2 * len(x))
+    gradient_x *= factor
+    gradient_y *= factor
+    return gradient_x, gradient_y, torch.einsum("id,id->i", x, gradient_x).sum(dtype=torch.float64)

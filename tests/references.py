@@ -1,0 +1,77 @@
+"""Slow, obvious references: double loops over Python numbers and float64 tensors, straight from the definitions."""
+
+import math
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+
+def unit_pairs(num_pairs: int, dim: int, *, alignment: float = 0.5, seed: int = 0) -> tuple[Tensor, Tensor]:
+    """Return float64 unit rows `[n, d]` twice, the second partly aligned with the first."""
+    generator = torch.Generator().manual_seed(seed)
+    x = functional.normalize(torch.randn(num_pairs, dim, generator=generator, dtype=torch.float64), dim=1)
+    noise = functional.normalize(torch.randn(num_pairs, dim, generator=generator, dtype=torch.float64), dim=1)
+    return x, functional.normalize(alignment * x + (1 - alignment) * noise, dim=1)
+
+
+def softplus(value: float) -> float:
+    return value + math.log1p(math.exp(-value)) if value > 0 else math.log1p(math.exp(value))
+
+
+def sigmoid(value: float) -> float:
+    return 1 / (1 + math.exp(-value)) if value > 0 else math.exp(value) / (1 + math.exp(value))
+
+
+def pair_sign(i: int, j: int, ids: list[int] | None, match: str) -> int:
+    """+1 for a positive, -1 for a negative, 0 for a pair that is left out."""
+    if i == j:
+        return 1
+    if ids is None or ids[i] != ids[j]:
+        return -1
+    return 1 if match == "positive" else 0
+
+
+def sigmoid_loss_loops(x, y, log_scale, bias, ids=None, match="positive"):
+    """Loss, its four gradients, and each one's sum of absolute terms, by a loop over all pairs in float64.
+
+    Returns `(values, magnitudes)`: dictionaries with keys loss, image, text, log_scale, bias.
+    """
+    n, t = len(x), math.exp(log_scale)
+    values = {"loss": 0.0, "image": torch.zeros_like(x), "text": torch.zeros_like(y), "log_scale": 0.0, "bias": 0.0}
+    magnitudes = {key: value.clone() if isinstance(value, Tensor) else 0.0 for key, value in values.items()}
+    for i in range(n):
+        for j in range(n):
+            z = pair_sign(i, j, ids, match)
+            if z == 0:
+                continue
+            cosine = float(x[i] @ y[j])
+            s = -z * (t * cosine + bias)
+            derivative = -z * sigmoid(s) / n
+            terms = {
+                "loss": softplus(s) / n,
+                "log_scale": derivative * t * cosine,
+                "bias": derivative,
+            }
+            for key, term in terms.items():
+                values[key] += term
+                magnitudes[key] += abs(term)
+            values["image"][i] += derivative * t * y[j]
+            magnitudes["image"][i] += (derivative * t * y[j]).abs()
+            values["text"][j] += derivative * t * x[i]
+            magnitudes["text"][j] += (derivative * t * x[i]).abs()
+    return values, magnitudes
+
+
+def softmax_loss_loops(x, y, log_scale):
+    """CLIP's loss by its definition, one softmax at a time in float64; gradients by autograd of that definition."""
+    x, y = x.clone().requires_grad_(), y.clone().requires_grad_()
+    t_prime = torch.tensor(log_scale, dtype=torch.float64, requires_grad=True)
+    total = torch.zeros((), dtype=torch.float64)
+    for i in range(len(x)):
+        row = torch.stack([t_prime.exp() * (x[i] @ y[j]) for j in range(len(y))])
+        column = torch.stack([t_prime.exp() * (x[j] @ y[i]) for j in range(len(x))])
+        total = total - (row[i] - row.logsumexp(0)) - (column[i] - column.logsumexp(0))
+    loss = total / (2 * len(x))
+    gradients = torch.autograd.grad(loss, (x, y, t_prime))
+    return dict(zip(("loss", "image", "text", "log_scale"), (loss.detach(), *gradients), strict=True))
