@@ -2,6 +2,7 @@
 
 from siglightning.evaluation.bootstrap import MetricValue, bootstrap_interval, mean_with_interval
 from siglightning.evaluation.pairs import PairLogits, pair_logits
+from siglightning.evaluation.prompts import DEFAULT_TEMPLATES, fill_templates
 from siglightning.evaluation.report import Evaluation, Example, ExampleImages, evaluate_retrieval
 from siglightning.evaluation.retrieval import (
     chance_recall_at_k,
@@ -11,8 +12,10 @@ from siglightning.evaluation.retrieval import (
     retrieval_metrics,
     retrieval_ranks,
 )
+from siglightning.evaluation.zeroshot import class_embeddings, zeroshot_metrics
 
 __all__ = [
+    "DEFAULT_TEMPLATES",
     "Evaluation",
     "Example",
     "ExampleImages",
@@ -20,7 +23,9 @@ __all__ = [
     "PairLogits",
     "bootstrap_interval",
     "chance_recall_at_k",
+    "class_embeddings",
     "evaluate_retrieval",
+    "fill_templates",
     "mean_rank",
     "mean_with_interval",
     "median_rank",
@@ -28,4 +33,5 @@ __all__ = [
     "recall_at_k",
     "retrieval_metrics",
     "retrieval_ranks",
+    "zeroshot_metrics",
 ]

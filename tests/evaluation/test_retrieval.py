@@ -78,6 +78,11 @@ def test_collapsed_encoder_is_last_whatever_the_rounding(dtype, num_rows):
         assert (retrieval_ranks(queries, gallery, ids, ids, chunk_size) == num_rows).all()
 
 
+def test_zero_embeddings_are_last():
+    ids = torch.arange(4)
+    assert retrieval_ranks(torch.zeros(4, 3), torch.ones(4, 3), ids, ids).tolist() == [4, 4, 4, 4]
+
+
 def test_nan_never_helps():
     image = torch.eye(4)
     text = torch.eye(4)
@@ -160,3 +165,14 @@ def test_metrics_hold_keys_values_chances_and_counts():
     assert got.chance == chance_recall_at_k(text_ids, image_ids, 5)
     assert (got.count, metrics["i2t_recall@1"].count) == (90, 30)
     assert 0 <= got.low < got.value < got.high <= 1
+
+
+def test_interval_allows_for_captions_of_one_image_being_alike():
+    """Eight equal captions of each image tell as much as one: the interval must not shrink."""
+    image, text, _, _ = several_captions(num_images=60, dim=6, seed=6)
+    ids, text = torch.arange(60), normalize(image + 0.5 * text[:60], dim=1)
+    once = retrieval_metrics(image, text, ids, ids)["t2i_recall@1"]
+    eightfold = retrieval_metrics(image, text.repeat(8, 1), ids, ids.repeat(8))["t2i_recall@1"]
+    assert 0.2 < once.value < 0.95
+    assert eightfold.count == 8 * once.count
+    assert (eightfold.value, eightfold.low, eightfold.high) == pytest.approx((once.value, once.low, once.high))
