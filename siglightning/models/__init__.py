@@ -1,1 +1,23 @@
+"""Two-tower models: towers by name, tokenizers, projections, t' and b."""
 
+from siglightning.models.tokenizers import Tokenizer
+from siglightning.models.towers import (
+    ImageTower,
+    TextTower,
+    TowerConfig,
+    build_image_tower,
+    build_text_tower,
+    has_trainable_batchnorm,
+)
+from siglightning.models.two_tower import TwoTower
+
+__all__ = [
+    "ImageTower",
+    "TextTower",
+    "Tokenizer",
+    "TowerConfig",
+    "TwoTower",
+    "build_image_tower",
+    "build_text_tower",
+    "has_trainable_batchnorm",
+]

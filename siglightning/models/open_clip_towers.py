@@ -1,0 +1,134 @@
+"""Image and text towers from open_clip: built-in names, hub or folder schemas, or a local JSON config."""
+
+import json
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import open_clip
+from torch import Tensor, nn
+
+from siglightning.models.towers import ImageTower, TextTower, TowerConfig, square_side, unknown_name
+
+
+class OpenClipImageTower(ImageTower):
+    """The image half of an open_clip model, its own pooling and projection included."""
+
+    def __init__(self, visual: nn.Module, name: str, width: int) -> None:
+        super().__init__()
+        preprocess: Any = visual.preprocess_cfg
+        image_size: Any = visual.image_size
+        self.trunk = visual
+        self.width = width
+        self.image_size = square_side(image_size, name)
+        self.mean, self.std = tuple(preprocess["mean"]), tuple(preprocess["std"])
+        self.joint_space = name
+
+    def forward(self, image: Tensor) -> Tensor:
+        """Features ``[B, width]`` of normalised pictures ``[B, 3, H, W]``."""
+        features: Tensor = self.trunk(image)
+        return features
+
+
+class OpenClipTextTower(TextTower):
+    """The text half of an open_clip model, its own pooling and projection included."""
+
+    def __init__(self, text: Any, name: str, model: str, context_length: int) -> None:
+        super().__init__()
+        self.trunk = text
+        self.width = int(text.output_dim)
+        self.context_length = context_length
+        self.vocab_size = int(text.vocab_size)
+        self.pad_id = int(getattr(text, "pad_id", 0))
+        self.default_tokenizer = f"open_clip:{model}"
+        self.joint_space = name
+
+    def forward(self, text: Tensor) -> Tensor:
+        """Features ``[B, width]`` of int64 ids ``[B, context_length]``."""
+        features: Tensor = self.trunk(text)
+        return features
+
+
+def open_clip_image_tower(config: TowerConfig, image_size: int | None) -> OpenClipImageTower:
+    """Build the image half of ``open_clip:NAME``; see :func:`siglightning.models.towers.build_image_tower`."""
+    force = {} if image_size is None else {"force_image_size": image_size}
+    model = _create(config, force)
+    return OpenClipImageTower(model.visual, config.name, int(model.text.output_dim))
+
+
+def open_clip_text_tower(config: TowerConfig, context_length: int | None) -> OpenClipTextTower:
+    """Build the text half of ``open_clip:NAME``; see :func:`siglightning.models.towers.build_text_tower`."""
+    force = {} if context_length is None else {"force_context_length": context_length}
+    model = _create(config, force)
+    length = int(model.context_length)
+    return OpenClipTextTower(model.text, config.name, config.model, length)
+
+
+def resolve_model_name(name: str) -> str:
+    """The name under which open_clip knows a model; a path to a JSON config is registered first.
+
+    Raises:
+        ValueError: no such model (with the nearest names), or a file that is no open_clip config.
+    """
+    if ":" in name:  # open_clip's own schemas, hf-hub: and local-dir:
+        return name
+    if name.endswith(".json"):
+        return _register(Path(name).resolve())
+    if name.replace("/", "-") not in open_clip.list_models():
+        raise unknown_name("open_clip model", name, open_clip.list_models(), "A path to a .json config also serves.")
+    return name
+
+
+@cache
+def _register(path: Path) -> str:
+    """Add a config file to open_clip's list of models and return its name there."""
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ValueError(f"Expected an open_clip JSON config at {str(path)!r}: {error}") from error
+    if missing := {"embed_dim", "vision_cfg", "text_cfg"} - set(config):
+        raise ValueError(f"{str(path)!r} is no open_clip model config: {', '.join(sorted(missing))} missing.")
+    known = open_clip.get_model_config(path.stem)
+    if known is not None and known != config:
+        raise ValueError(f"open_clip already has another model named {path.stem!r}; rename {str(path)!r}.")
+    open_clip.add_model_config(path)
+    return path.stem
+
+
+def _create(config: TowerConfig, force: dict[str, Any]) -> Any:
+    name = resolve_model_name(config.model)
+    tag = _weights(name, config.pretrained)
+    try:
+        model = open_clip.create_model(
+            name,
+            pretrained=tag,
+            load_weights=bool(config.pretrained),
+            pretrained_text=bool(config.pretrained),  # else a random tower would fetch its text encoder's weights
+            force_custom_text=True,  # one layout for all: model.visual and model.text
+            **(force | config.kwargs),
+        )
+    except (OSError, RuntimeError, TypeError, ValueError) as error:
+        reason = str(error).strip().partition("\n")[0]
+        raise ValueError(
+            f"Tower {config.name!r} could not be built: {reason}. "
+            "Check the arguments; without a connection, give `pretrained` the path of a weights file."
+        ) from error
+    if not isinstance(model, open_clip.CustomTextCLIP):
+        raise ValueError(
+            f"Tower {config.name!r}: {type(model).__name__} has no plain text tower; choose a CLIP or SigLIP."
+        )
+    return model
+
+
+def _weights(name: str, pretrained: bool | str) -> str | None:
+    """A tag of open_clip, a path, or ``None``."""
+    if not pretrained or ":" in name:
+        return None
+    tags = open_clip.list_pretrained_tags_by_model(name)
+    if pretrained is True:
+        if not tags:
+            raise ValueError(f"open_clip lists no weights for {name!r}; give `pretrained` the path of a weights file.")
+        return str(tags[0])
+    if pretrained not in tags and not Path(pretrained).is_file():
+        raise unknown_name(f"weights of open_clip model {name!r}:", pretrained, tags, "Give a tag or an existing file.")
+    return pretrained

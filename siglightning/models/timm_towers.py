@@ -1,0 +1,64 @@
+"""Image towers from timm."""
+
+from typing import Any
+
+import timm
+from torch import Tensor
+
+from siglightning.models.towers import ImageTower, TowerConfig, square_side, unknown_name
+
+
+class TimmImageTower(ImageTower):
+    """A timm model without its classifier; features are pooled as the model itself pools them."""
+
+    def __init__(self, model: Any, image_size: int, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
+        super().__init__()
+        self.trunk = model
+        # Some models widen their features between pooling and classifier; that wider layer stays.
+        self.width = int(getattr(model, "head_hidden_size", None) or model.num_features)
+        self.image_size, self.mean, self.std = image_size, mean, std
+
+    def forward(self, image: Tensor) -> Tensor:
+        """Features ``[B, width]`` of normalised pictures ``[B, 3, H, W]``."""
+        features: Tensor = self.trunk(image)
+        return features
+
+
+def timm_image_tower(config: TowerConfig, image_size: int | None) -> TimmImageTower:
+    """Build ``timm:NAME``; see :func:`siglightning.models.towers.build_image_tower`."""
+    architecture, _, tag = config.model.partition(".")
+    if not timm.is_model(architecture):
+        raise unknown_name("timm model", config.model, timm.list_models())
+    tags = [name.partition(".")[2] for name in timm.list_pretrained(f"{architecture}.*")]
+    if tag and tag not in tags:
+        raise unknown_name(f"tag of timm model {architecture!r}:", tag, tags)
+    model = _create(config, image_size)
+    data = timm.data.resolve_model_data_config(model)
+    size = image_size or config.kwargs.get("img_size") or square_side(data["input_size"][1:], config.name)
+    return TimmImageTower(model, int(size), tuple(data["mean"]), tuple(data["std"]))
+
+
+def _create(config: TowerConfig, image_size: int | None) -> Any:
+    kwargs: dict[str, Any] = {"num_classes": 0, **config.kwargs}
+    if isinstance(config.pretrained, str):
+        # The overlay, not `checkpoint_path`: timm then drops the classifier of the file by itself.
+        kwargs |= {"pretrained": True, "pretrained_cfg_overlay": {"file": config.pretrained}}
+    else:
+        kwargs["pretrained"] = config.pretrained
+    if image_size is None or "img_size" in kwargs:
+        return _create_or_explain(config, kwargs)
+    try:
+        return timm.create_model(config.model, img_size=image_size, **kwargs)
+    except TypeError:  # convolutional models take no img_size because they take any size
+        return _create_or_explain(config, kwargs)
+
+
+def _create_or_explain(config: TowerConfig, kwargs: dict[str, Any]) -> Any:
+    try:
+        return timm.create_model(config.model, **kwargs)
+    except (TypeError, OSError, RuntimeError) as error:
+        reason = str(error).strip().partition("\n")[0]
+        raise ValueError(
+            f"Tower {config.name!r} could not be built with {kwargs}: {reason}. "
+            "Check the keyword arguments; without a connection, give `pretrained` the path of a weights file."
+        ) from error

@@ -1,0 +1,277 @@
+"""One tokenizer for every vocabulary: clean, encode, truncate with a counter, pad to a fixed length.
+
+SigLIP reads captions padded to the full context length and pools the last position, so padding to the longest
+caption of a batch instead gives embeddings that look healthy and are wrong. Here the length is a property of the
+tokenizer, not of the batch.
+"""
+
+import string
+import unicodedata
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+SCHEMES = ("clip", "sentencepiece:", "hf:", "open_clip:")
+_NO_PUNCTUATION = str.maketrans("", "", string.punctuation)
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """A source of token ids.
+
+    Attributes:
+        encode: one text to its ids, special tokens included, neither truncated nor padded.
+        vocab_size: ids lie in ``[0, vocab_size)``.
+        pad_id: fills up short captions.
+        eos_id: the id that ends every encoded text, or ``None`` when the source ends texts with nothing.
+    """
+
+    encode: Callable[[str], list[int]]
+    vocab_size: int
+    pad_id: int
+    eos_id: int | None
+
+
+def canonicalize(text: str) -> str:
+    """Lower-case, without ASCII punctuation (an underscore becomes a space), whitespace collapsed.
+
+    The form in which the SigLIP checkpoints saw their captions (big_vision's ``canonicalize_text``).
+    """
+    return " ".join(text.replace("_", " ").translate(_NO_PUNCTUATION).lower().split())
+
+
+class Tokenizer:
+    """Captions to int64 token ids of one fixed length.
+
+    Pickling and copying carry the arguments only; the vocabulary is read again on first use, so workers started by
+    ``spawn`` receive a few bytes.
+
+    Args:
+        source: ``clip`` (byte-pair vocabulary of CLIP, installed with open_clip: needs no network), a path to a
+            SentencePiece ``.model``, a path to a ``tokenizer.json`` or to a folder saved by transformers,
+            ``hf:NAME`` for a tokenizer on the Hugging Face hub, or ``open_clip:NAME`` for the tokenizer that
+            belongs to an open_clip model.
+        context_length: tokens a caption is padded or truncated to.
+        canonicalize: apply :func:`canonicalize` first. Sources that clean text themselves still do.
+        pad_id: overrides the padding id of the source. SentencePiece sources pad with their end-of-text id, as
+            SigLIP does; SigLIP 2 pads with 0.
+
+    Attributes:
+        truncated: captions that this object had to cut so far (each data-loading worker counts its own).
+        vocab_size: ids lie in ``[0, vocab_size)``.
+        pad_id: the padding id.
+        eos_id: the id that closes every caption, also a truncated one; ``None`` if the source has none.
+
+    Raises:
+        ValueError: unknown or unreachable source, or a context length that cannot hold one token.
+    """
+
+    def __init__(
+        self, source: str = "clip", context_length: int = 64, canonicalize: bool = False, pad_id: int | None = None
+    ) -> None:
+        if context_length < 2:
+            raise ValueError(
+                f"context_length must be at least 2 (one token and the end of text), got {context_length}."
+            )
+        self.source = source
+        self.context_length = context_length
+        self.canonicalize = canonicalize
+        self._given_pad_id = pad_id
+        self.truncated = 0
+        self._vocabulary: Vocabulary | None = open_vocabulary(source)
+
+    @property
+    def vocabulary(self) -> Vocabulary:
+        """The source of ids, read from disk again after unpickling."""
+        if self._vocabulary is None:
+            self._vocabulary = open_vocabulary(self.source)
+        return self._vocabulary
+
+    @property
+    def vocab_size(self) -> int:
+        """Number of ids."""
+        return self.vocabulary.vocab_size
+
+    @property
+    def pad_id(self) -> int:
+        """Id that fills up short captions."""
+        return self.vocabulary.pad_id if self._given_pad_id is None else self._given_pad_id
+
+    @property
+    def eos_id(self) -> int | None:
+        """Id that closes every caption, or ``None``."""
+        return self.vocabulary.eos_id
+
+    def __call__(self, texts: Sequence[str]) -> Tensor:
+        """Tokenize captions.
+
+        Args:
+            texts: ``n`` captions.
+
+        Returns:
+            int64 ``[n, context_length]``.
+
+        Raises:
+            ValueError: ``texts`` is one string instead of a sequence of strings.
+        """
+        if isinstance(texts, str):
+            raise ValueError(f"Expected a sequence of captions, got the string {texts!r}; wrap it in a list.")
+        ids = torch.full((len(texts), self.context_length), self.pad_id, dtype=torch.int64)
+        for row, text in enumerate(texts):
+            tokens = self._encode(text)
+            ids[row, : len(tokens)] = torch.tensor(tokens, dtype=torch.int64)
+        return ids
+
+    def _encode(self, text: str) -> list[int]:
+        text = unicodedata.normalize("NFC", text)
+        if self.canonicalize:
+            text = canonicalize(text)
+        tokens = self.vocabulary.encode(text)
+        if len(tokens) <= self.context_length:
+            return tokens
+        self.truncated += 1
+        tokens = tokens[: self.context_length]
+        if self.eos_id is not None:
+            tokens[-1] = self.eos_id
+        return tokens
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_vocabulary": None}
+
+    def __repr__(self) -> str:
+        return f"Tokenizer(source={self.source!r}, context_length={self.context_length}, vocab_size={self.vocab_size})"
+
+
+def open_vocabulary(source: str) -> Vocabulary:
+    """Open a source of token ids by its name (see :class:`Tokenizer`).
+
+    Raises:
+        ValueError: no such source, with the nearest right name or the remedy.
+    """
+    if source == "clip":
+        return _clip_vocabulary()
+    scheme, _, rest = source.partition(":")
+    if scheme == "open_clip" and rest:
+        return _open_clip_vocabulary(rest)
+    if scheme == "hf" and rest:
+        return _hugging_face_vocabulary(rest)
+    return _vocabulary_from_path(Path(rest if scheme == "sentencepiece" else source))
+
+
+def _vocabulary_from_path(path: Path) -> Vocabulary:
+    if path.is_dir():
+        return _hugging_face_vocabulary(str(path))
+    if path.is_file() and path.suffix == ".json":
+        return _tokenizers_vocabulary(path)
+    if path.is_file():
+        return _sentencepiece_vocabulary(path)
+    near = get_close_matches(str(path), SCHEMES, n=1)
+    hint = f" Did you mean {near[0]!r}?" if near else ""
+    raise ValueError(
+        f"Tokenizer {str(path)!r} is neither a known source ({', '.join(SCHEMES)}) nor an existing file or folder."
+        f"{hint} Give `clip`, a path to a SentencePiece .model, a tokenizer.json, a folder, or hf:NAME."
+    )
+
+
+def _clip_vocabulary() -> Vocabulary:
+    from open_clip.tokenizer import SimpleTokenizer
+
+    return _wrap_simple_tokenizer(SimpleTokenizer())
+
+
+def _wrap_simple_tokenizer(bpe: Any) -> Vocabulary:
+    start, end = bpe.sot_token_id, bpe.eot_token_id
+    return Vocabulary(lambda text: [start, *bpe.encode(text), end], bpe.vocab_size, pad_id=0, eos_id=end)
+
+
+def _sentencepiece_vocabulary(path: Path) -> Vocabulary:
+    from sentencepiece import SentencePieceProcessor
+
+    try:
+        pieces = SentencePieceProcessor(model_file=str(path))
+    except (OSError, RuntimeError) as error:
+        raise ValueError(f"Tokenizer {str(path)!r} is no readable SentencePiece model: {error}") from error
+    eos = pieces.eos_id()  # -1: the model has none
+    pad = eos if eos >= 0 else max(pieces.pad_id(), 0)
+    closing = [eos] if eos >= 0 else []
+    return Vocabulary(
+        lambda text: [*pieces.encode(text), *closing], pieces.vocab_size(), pad, eos_id=eos if eos >= 0 else None
+    )
+
+
+def _tokenizers_vocabulary(path: Path) -> Vocabulary:
+    from tokenizers import Tokenizer as FastTokenizer
+
+    try:
+        fast = FastTokenizer.from_file(str(path))
+    except Exception as error:  # the Rust library raises bare Exception
+        raise ValueError(f"Tokenizer {str(path)!r} is no readable tokenizer file: {error}") from error
+    pad = fast.padding["pad_id"] if fast.padding else _first_known(fast, ("<pad>", "[PAD]", "</s>", "<|endoftext|>"))
+    fast.no_padding()
+    fast.no_truncation()
+    special = {i for i, token in fast.get_added_tokens_decoder().items() if token.special}
+    eos = _closing_special_token(fast.encode("a").ids, special)
+    return Vocabulary(lambda text: list(fast.encode(text).ids), fast.get_vocab_size(), pad, eos)
+
+
+def _first_known(fast: Any, names: Sequence[str]) -> int:
+    ids = (fast.token_to_id(name) for name in names)
+    return next((i for i in ids if i is not None), 0)
+
+
+def _closing_special_token(ids: Sequence[int], special: set[int]) -> int | None:
+    return ids[-1] if ids and ids[-1] in special else None
+
+
+def _hugging_face_vocabulary(name: str) -> Vocabulary:
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(name)
+    except (OSError, ValueError) as error:
+        raise ValueError(
+            f"Tokenizer {name!r} could not be loaded from a folder or the Hugging Face hub "
+            f"({_first_line(error)}). Check the name and the connection, or give the path of a downloaded copy."
+        ) from error
+    return _wrap_hugging_face(tokenizer, clean=None)
+
+
+def _wrap_hugging_face(tokenizer: Any, clean: Callable[[str], str] | None) -> Vocabulary:
+    def encode(text: str) -> list[int]:
+        return list(tokenizer(clean(text) if clean else text, verbose=False)["input_ids"])
+
+    candidates = (tokenizer.pad_token_id, tokenizer.eos_token_id, 0)
+    pad = next(i for i in candidates if i is not None)
+    eos = _closing_special_token(encode("a"), set(tokenizer.all_special_ids))
+    return Vocabulary(encode, len(tokenizer), pad, eos)
+
+
+def _open_clip_vocabulary(name: str) -> Vocabulary:
+    import open_clip
+    from open_clip.tokenizer import SimpleTokenizer
+
+    from siglightning.models.open_clip_towers import resolve_model_name
+
+    try:
+        tokenizer = open_clip.get_tokenizer(resolve_model_name(name))
+    except (OSError, FileNotFoundError) as error:
+        raise ValueError(
+            f"The tokenizer of open_clip model {name!r} could not be loaded ({_first_line(error)}). "
+            "Check the connection, or give a local one: `tokenizer: PATH` (a SentencePiece .model or a folder)."
+        ) from error
+    if isinstance(tokenizer, SimpleTokenizer):
+        return _wrap_simple_tokenizer(tokenizer)
+    if tokenizer.tokenizer_mode or tokenizer.strip_sep_token:
+        raise ValueError(
+            f"open_clip model {name!r} uses a tokenizer mode that is not supported here; give `tokenizer`."
+        )
+    return _wrap_hugging_face(tokenizer.tokenizer, clean=tokenizer.clean_fn)
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).strip().partition("\n")[0]

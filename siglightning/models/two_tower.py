@@ -1,0 +1,251 @@
+"""The two-tower model: pictures and captions to unit vectors in one space, with t' and b."""
+
+import math
+from collections.abc import Callable
+from typing import Literal, Self
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from siglightning.models.slices import SliceSeeds, check_divides, encode_in_slices
+from siglightning.models.tokenizers import Tokenizer
+from siglightning.models.towers import (
+    TextTower,
+    TowerConfig,
+    build_image_tower,
+    build_text_tower,
+    has_trainable_batchnorm,
+)
+
+
+class TwoTower(nn.Module):
+    """An image tower and a text tower with projections into one space.
+
+    Both towers from one checkpoint family keep their own projections, provided that ``embed_dim`` agrees. Otherwise
+    each is projected linearly to ``embed_dim``; with ``embed_dim=None`` the image tower's own features are the space
+    and only the captions are projected (as suits a frozen image tower).
+
+    Args:
+        image_tower: name or config, see :class:`~siglightning.models.towers.TowerConfig`.
+        text_tower: name or config.
+        embed_dim: dimensions of the embedding space, or ``None`` for those of the towers.
+        tokenizer: source, see :class:`~siglightning.models.tokenizers.Tokenizer`; ``None`` takes the text tower's own.
+        context_length: tokens a caption; ``None`` leaves the tower's own (``local:`` towers: 32).
+        image_size: side of the square input in pixels; ``None`` leaves the tower's own.
+        init_log_scale: initial t', the logarithm of the factor on the cosines (SigLIP, Algorithm 1: log 10).
+        init_bias: initial b (SigLIP: -10); ``"auto"`` waits for :meth:`set_auto_bias`; ``None`` makes no bias, as the
+            softmax loss wants.
+        micro_batch_size: encode training batches in slices of so many samples under activation checkpointing.
+        freeze_image: keep the image tower in evaluation mode and without gradients.
+        freeze_text: likewise the text tower.
+        canonicalize: let the tokenizer lower-case captions and strip punctuation.
+
+    Attributes:
+        log_scale: fp32 parameter ``(1,)``, t'. Never clamped.
+        bias: fp32 parameter ``(1,)``, b, or ``None``.
+        tokenizer: captions to ids, for the data room.
+        image_size: side of the square input, in pixels.
+        context_length: tokens a caption.
+        embed_dim: dimensions of the embeddings.
+
+    Raises:
+        ValueError: unknown names, weights that cannot be had, a tokenizer with more ids than the text tower has
+            embeddings, or BatchNorm together with ``micro_batch_size``.
+    """
+
+    bias: nn.Parameter | None
+
+    def __init__(
+        self,
+        image_tower: TowerConfig | str,
+        text_tower: TowerConfig | str,
+        embed_dim: int | None = None,
+        tokenizer: str | None = None,
+        context_length: int | None = None,
+        image_size: int | None = None,
+        init_log_scale: float = math.log(10),
+        init_bias: float | Literal["auto"] | None = -10.0,
+        micro_batch_size: int | None = None,
+        freeze_image: bool = False,
+        freeze_text: bool = False,
+        canonicalize: bool = False,
+    ) -> None:
+        super().__init__()
+        if micro_batch_size is not None and micro_batch_size < 1:
+            raise ValueError(
+                f"micro_batch_size must be at least 1, or null for the whole batch; got {micro_batch_size}."
+            )
+        text_config = TowerConfig.of(text_tower)
+        self.image_tower = build_image_tower(TowerConfig.of(image_tower), image_size)
+        self.text_tower, self.tokenizer = _text_tower_and_tokenizer(
+            text_config, tokenizer, context_length, canonicalize
+        )
+        self.image_size, self.context_length = self.image_tower.image_size, self.text_tower.context_length
+        self.embed_dim = self._add_projections(embed_dim)
+        self.log_scale = nn.Parameter(torch.full((1,), init_log_scale, dtype=torch.float32))
+        self._bias_is_auto = init_bias == "auto"
+        value = 0.0 if init_bias == "auto" else init_bias
+        bias = None if value is None else nn.Parameter(torch.full((1,), value, dtype=torch.float32))
+        self.register_parameter("bias", bias)
+        self.micro_batch_size = micro_batch_size
+        self._frozen = [t for t, freeze in ((self.image_tower, freeze_image), (self.text_tower, freeze_text)) if freeze]
+        self._slice_seeds: SliceSeeds | None = None
+        self._keep_frozen()
+        if micro_batch_size is not None and has_trainable_batchnorm(self):
+            raise ValueError(
+                "micro_batch_size cannot be used with a tower that trains BatchNorm: its statistics would be those of "
+                "a slice, not of the batch. Choose a tower without BatchNorm, freeze it, or set micro_batch_size: null."
+            )
+
+    def forward(self, image: Tensor, text: Tensor) -> tuple[Tensor, Tensor]:
+        """Unit embeddings of pictures and captions; see :meth:`encode_image` and :meth:`encode_text`."""
+        return self.encode_image(image), self.encode_text(text)
+
+    def encode_image(self, image: Tensor) -> Tensor:
+        """Embed pictures.
+
+        Args:
+            image: uint8 ``[B, 3, H, W]``, which the tower scales and normalises with its own mean and standard
+                deviation, or floating point, taken as already normalised.
+
+        Returns:
+            ``[B, embed_dim]``, rows of length one. Normalised in fp32 (fp64 stays fp64), then returned in the type
+            in which the tower computes (half precision under autocast).
+        """
+        return self._encode(self._encode_image_slice, image, "image")
+
+    def encode_text(self, text: Tensor) -> Tensor:
+        """Embed captions, int64 ``[T, context_length]``, as unit rows ``[T, embed_dim]``; see :meth:`encode_image`."""
+        return self._encode(self._encode_text_slice, text, "text")
+
+    def normalise(self, image: Tensor) -> Tensor:
+        """Pictures as the image tower wants them: uint8 scaled to [0, 1] and standardised; others only cast."""
+        dtype = next((p.dtype for p in self.image_tower.parameters() if p.is_floating_point()), torch.float32)
+        if image.dtype != torch.uint8:
+            return image.to(dtype)
+        precise = torch.promote_types(dtype, torch.float32)
+        mean, std = (
+            torch.tensor(constants, dtype=precise, device=image.device).view(-1, 1, 1)
+            for constants in (self.image_tower.mean, self.image_tower.std)
+        )
+        return image.to(precise).div_(255).sub_(mean).div_(std).to(dtype)
+
+    def num_slices(self, batch_size: int) -> int:
+        """Slices that a training batch of one process is cut into.
+
+        Raises:
+            ValueError: ``micro_batch_size`` does not divide ``batch_size``.
+        """
+        if self.micro_batch_size is None:
+            return 1
+        check_divides(self.micro_batch_size, batch_size)
+        return batch_size // self.micro_batch_size
+
+    def seed_slices(self, seed: int, step: int, first_slice: int) -> None:
+        """Seed dropout for the next training batch; without a call the global generators are used as they stand.
+
+        Args:
+            seed: of the run.
+            step: the optimizer step.
+            first_slice: number of this process's first slice within the global batch, i.e. its rank times
+                :meth:`num_slices` of its batch.
+        """
+        self._slice_seeds = SliceSeeds(seed, step, first_slice)
+
+    def set_auto_bias(self, global_batch_size: int) -> None:
+        """Set b to ``-log(B - 1)`` where ``init_bias="auto"`` asked for it; otherwise do nothing.
+
+        At cosine zero the model then says that one pair in B is a match, which is so: the loss starts at about
+        ``log B + 1`` instead of being dominated by B - 1 negatives or by the positive.
+
+        Raises:
+            ValueError: a global batch of fewer than two pairs.
+        """
+        if self.bias is None or not self._bias_is_auto:
+            return
+        if global_batch_size < 2:
+            raise ValueError(f'init_bias "auto" needs a global batch of at least 2 pairs, got {global_batch_size}.')
+        with torch.no_grad():
+            self.bias.fill_(-math.log(global_batch_size - 1))
+
+    def train(self, mode: bool = True) -> Self:
+        """Switch to training or evaluation mode; frozen towers stay in evaluation mode."""
+        super().train(mode)
+        self._keep_frozen()
+        return self
+
+    def _encode(self, encode: Callable[[Tensor], Tensor], batch: Tensor, name: str) -> Tensor:
+        seeds = self._slice_seeds if self.training else None
+        return encode_in_slices(encode, batch, self.micro_batch_size, seeds, name)
+
+    def _encode_image_slice(self, image: Tensor) -> Tensor:
+        features = self._tower_features(self.image_tower, self.normalise(image))
+        return unit_rows(self.image_projection(features))
+
+    def _encode_text_slice(self, text: Tensor) -> Tensor:
+        return unit_rows(self.text_projection(self._tower_features(self.text_tower, text)))
+
+    def _tower_features(self, tower: nn.Module, inputs: Tensor) -> Tensor:
+        is_frozen = any(tower is frozen for frozen in self._frozen)
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not is_frozen):
+            features: Tensor = tower(inputs)
+        return features
+
+    def _keep_frozen(self) -> None:
+        for tower in self._frozen:
+            tower.eval().requires_grad_(False)
+
+    def _add_projections(self, embed_dim: int | None) -> int:
+        """Create both projections and return the dimensions of the space."""
+        image, text = self.image_tower, self.text_tower
+        shared = image.joint_space is not None and image.joint_space == text.joint_space
+        if shared and image.width == text.width and embed_dim in (None, image.width):
+            self.image_projection: nn.Module = nn.Identity()
+            self.text_projection: nn.Module = nn.Identity()
+            return image.width
+        dim = embed_dim or image.width
+        self.image_projection = _linear(image.width, dim) if embed_dim else nn.Identity()
+        self.text_projection = _linear(text.width, dim)
+        return dim
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        """Keep t' and b out of casts to half precision: bf16 has steps of 1/64 at log 10, too coarse to learn in."""
+        scalars = [p for p in (self.log_scale, self.bias) if p is not None]
+        before = [p.detach().clone() for p in scalars]
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]  # torch leaves it untyped
+        for parameter, value in zip(scalars, before, strict=True):
+            if parameter.dtype in (torch.bfloat16, torch.float16):
+                parameter.data = value.to(parameter.device)
+        return self
+
+
+def unit_rows(features: Tensor) -> Tensor:
+    """Rows ``[B, d]`` scaled to length one, computed in at least fp32 and returned in the type that came."""
+    precise = torch.promote_types(features.dtype, torch.float32)
+    with torch.autocast(features.device.type, enabled=False):
+        return functional.normalize(features.to(precise), dim=-1).to(features.dtype)
+
+
+def _linear(width: int, dim: int) -> nn.Linear:
+    layer = nn.Linear(width, dim, bias=False)
+    nn.init.normal_(layer.weight, std=width**-0.5)
+    return layer
+
+
+def _text_tower_and_tokenizer(
+    config: TowerConfig, source: str | None, context_length: int | None, canonicalize: bool
+) -> tuple[TextTower, Tokenizer]:
+    """Local towers take their vocabulary from the tokenizer; the others name the tokenizer that they were made for."""
+    if config.scheme == "local":
+        length = context_length or config.kwargs.get("context_length", 32)
+        tokenizer = Tokenizer(source or "clip", length, canonicalize)
+        return build_text_tower(config, length, tokenizer.vocab_size, tokenizer.pad_id), tokenizer
+    tower = build_text_tower(config, context_length, vocab_size=0, pad_id=0)
+    tokenizer = Tokenizer(source or tower.default_tokenizer, tower.context_length, canonicalize)
+    if tokenizer.vocab_size > tower.vocab_size:
+        raise ValueError(
+            f"Tokenizer {tokenizer.source!r} has {tokenizer.vocab_size} ids, but text tower {config.name!r} has only "
+            f"{tower.vocab_size} embeddings. Give the tokenizer that the tower was trained with."
+        )
+    return tower, tokenizer
