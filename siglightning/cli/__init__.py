@@ -1,0 +1,107 @@
+"""The command line. This front door answers simple questions at once; training starts behind it.
+
+Importing torch and Lightning takes seconds, so help, version, typos in a command's name and missing configuration
+files are answered before.
+"""
+
+import os
+import sys
+from collections.abc import Sequence
+from difflib import get_close_matches
+
+from siglightning import __version__
+from siglightning.cli.configs import resolve_arguments
+
+__all__ = ["main"]
+
+COMMANDS = {
+    "fit": "train, and test at the end",
+    "validate": "evaluate a trained run on its validation data",
+    "test": "evaluate a trained run on its test sets",
+    "predict": "write a trained run's predictions",
+}
+
+HELP = f"""siglightning {__version__}: language-image training, SigLIP style
+
+usage: siglightning COMMAND --config FILE [--config FILE ...] [--key value ...]
+
+commands:
+{chr(10).join(f"  {name:<10}{text}" for name, text in COMMANDS.items())}
+
+often used:
+  --config FILE         a path, or the name of a shipped file: quickstart, logger/wandb; later files win
+  --run_dir DIR         where everything of the run goes; default: runs/NAME-OF-THE-FIRST-CONFIG
+  --resume MODE         auto: go on with an unfinished run; must; never
+  --trainer.max_steps N and every other key of the configuration
+  --trust_imports PKG   let configurations name classes of this package, too
+  --debug               show the traceback of every error
+  --print_config        print the resulting configuration and stop
+
+siglightning COMMAND --help lists every key. Version: siglightning --version.
+First steps: siglightning fit --config quickstart
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command.
+
+    Args:
+        argv: arguments without the program's name; default: those of the process.
+
+    Returns:
+        The exit code: 0 done, 1 a bug, 2 bad configuration or input, 3 not finite, 4 hang, 75 preempted,
+        130 interrupted, 143 terminated.
+    """
+    arguments = command = list(sys.argv[1:] if argv is None else argv)
+    if not arguments or arguments[0] in ("-h", "--help", "help"):
+        print(HELP)
+        return 0
+    if arguments[0] in ("--version", "-V", "version"):
+        print(f"siglightning {__version__}")
+        return 0
+    try:
+        _require_command(arguments[0])
+        arguments, trusted = _take_values(arguments, "--trust_imports")
+        arguments, debug = _take_flag(arguments, "--debug")
+        arguments = resolve_arguments(arguments)
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    from siglightning.cli.session import run  # imports torch and Lightning
+
+    return run(arguments, command, trusted, debug=debug or os.environ.get("SIGLIGHTNING_DEBUG", "") not in ("", "0"))
+
+
+def _require_command(name: str) -> None:
+    if name in COMMANDS:
+        return
+    if name.startswith("-"):
+        raise ValueError(f"Expected a command before {name!r}: one of {', '.join(COMMANDS)}.")
+    near = get_close_matches(name, COMMANDS, n=1)
+    hint = f"Did you mean {near[0]!r}?" if near else f"Commands: {', '.join(COMMANDS)}."
+    raise ValueError(f"There is no command {name!r}. {hint}")
+
+
+def _take_values(arguments: list[str], flag: str) -> tuple[list[str], list[str]]:
+    """Split ``flag VALUE`` and ``flag=VALUE`` from the other arguments.
+
+    Trust is taken here, before any configuration is read, so that no configuration can grant it to itself.
+    """
+    rest: list[str] = []
+    values: list[str] = []
+    remaining = iter(arguments)
+    for argument in remaining:
+        name, equals, value = argument.partition("=")
+        if name != flag:
+            rest.append(argument)
+            continue
+        value = value if equals else next(remaining, "")
+        if not value or value.startswith("-"):
+            raise ValueError(f"{flag} expects a package, got nothing.")
+        values.append(value)
+    return rest, values
+
+
+def _take_flag(arguments: list[str], flag: str) -> tuple[list[str], bool]:
+    rest = [argument for argument in arguments if argument != flag]
+    return rest, len(rest) < len(arguments)

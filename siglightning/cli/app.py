@@ -1,0 +1,255 @@
+"""LightningCLI with a run directory, exact resumes and refusals before costly work."""
+
+import json
+import logging
+import tempfile
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
+from lightning.pytorch.accelerators import AcceleratorRegistry
+from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
+from lightning.pytorch.strategies import StrategyRegistry
+from lightning.pytorch.utilities.model_helpers import is_overridden
+from typing_extensions import override
+
+import siglightning.data
+import siglightning.tasks  # noqa: F401  # their classes' short names work in configurations
+from siglightning.cli.defaults import default_callbacks, with_atomic_checkpoints
+from siglightning.cli.hints import nearest
+from siglightning.cli.loggers import redirect_loggers, with_metrics_csv
+from siglightning.cli.parser import SigParser
+from siglightning.cli.session import Session
+from siglightning.runtime.checkpoint import newest_intact, require_same_model
+from siglightning.runtime.environment import describe_environment
+from siglightning.runtime.files import write_text
+from siglightning.runtime.processes import is_first_process, notice
+from siglightning.runtime.run_checkpoint import RunCheckpoint
+from siglightning.runtime.rundir import RunDir
+
+
+class BeganMarker(Callback):
+    """Tell the session when work begins. The sanity check ends before: data may still be found wanting."""
+
+    def __init__(self, session: Session) -> None:
+        self._session = session
+
+    @override
+    def on_train_start(self, *_: Any) -> None:
+        self._session.began = True
+
+    @override
+    def on_validation_batch_start(self, *_: Any) -> None:
+        self._session.began = True
+
+    @override
+    def on_test_batch_start(self, *_: Any) -> None:
+        self._session.began = True
+
+    @override
+    def on_predict_batch_start(self, *_: Any) -> None:
+        self._session.began = True
+
+    @override
+    def on_sanity_check_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Loaders for training are made after the sanity check, and may refuse their configuration."""
+        self._session.began = False
+
+
+class SigCLI(LightningCLI):
+    """The commands fit, validate, test and predict.
+
+    Differences from LightningCLI: everything goes into one run directory; a checkpoint's stored hyper-parameters
+    never override the configuration or a flag; environment variables are not read.
+
+    Args:
+        session: what the command line says, and the state of this run.
+    """
+
+    def __init__(self, session: Session) -> None:
+        self.session = session
+        super().__init__(
+            LightningModule,
+            LightningDataModule,
+            save_config_callback=None,
+            seed_everything_default=0,
+            # Our loaders deal out global batches themselves; Lightning's sampler would repeat samples.
+            trainer_defaults={"use_distributed_sampler": False},
+            parser_kwargs={"allow_abbrev": False},
+            parser_class=SigParser,
+            subclass_mode_model=True,
+            subclass_mode_data=True,
+            auto_configure_optimizers=False,
+            args=session.arguments,
+        )
+
+    @override
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        parser.add_argument(
+            "--run_dir",
+            type=str | None,
+            default=None,
+            help="Directory of this run; default: runs/NAME, after the first configuration file.",
+        )
+        parser.add_argument(
+            "--resume",
+            type=Literal["auto", "must", "never"],
+            default="auto",
+            help="auto: go on with an unfinished run; must: refuse to begin anew; never: refuse to go on.",
+        )
+        parser.add_argument(
+            "--test_after_fit", type=bool, default=True, help="Evaluate the final weights on the test sets after fit."
+        )
+        parser.add_lightning_class_args(RunCheckpoint, "checkpoint")
+
+    @override
+    def _prepare_subcommand_parser(self, klass: type, subcommand: str, **kwargs: Any) -> LightningArgumentParser:
+        parser = super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
+        parser.set_defaults(weights_only=True)
+        return parser
+
+    @override
+    def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
+        self.config = parser.parse_args(self.session.arguments)
+
+    @override
+    def _parse_ckpt_path(self) -> None:
+        """Leave the configuration alone: Lightning would put the checkpoint's stored values over the flags."""
+
+    @override
+    def before_instantiate_classes(self) -> None:
+        config = self.config[self.subcommand]
+        require_known("trainer.strategy", config.trainer.strategy, StrategyRegistry.available_strategies())
+        require_known("trainer.accelerator", config.trainer.accelerator, AcceleratorRegistry.available_accelerators())
+        require_file(config.ckpt_path)
+        self.session.open(str(self.subcommand), config)
+        self._saved_config = self._parser(self.subcommand).dump(config, skip_none=False)
+        run_dir = self.session.run_dir
+        if run_dir is None:
+            self._scratch = tempfile.TemporaryDirectory(prefix="siglightning-")
+            config.trainer.default_root_dir = self._scratch.name
+        else:
+            config.trainer.default_root_dir = str(run_dir.root)
+            redirect_loggers(config.trainer, run_dir)
+
+    @override
+    def _instantiate_trainer(self, config: dict[str, Any], callbacks: list[Callback]) -> Trainer:
+        configured = config["callbacks"]
+        configured = configured if isinstance(configured, list) else [configured] if configured else []
+        run_dir, start = self.session.run_dir, self.session.start
+        config["plugins"] = with_atomic_checkpoints(config["plugins"], config["strategy"])
+        if run_dir is not None:
+            resume_step = start.global_step if start.checkpoint else None
+            config["logger"] = with_metrics_csv(config["logger"], run_dir, resume_step)
+        if config["enable_checkpointing"] is False:
+            callbacks = [callback for callback in callbacks if not isinstance(callback, RunCheckpoint)]
+        config["callbacks"] = [*configured, *default_callbacks(configured), BeganMarker(self.session)]
+        silence_advertisements()
+        trainer = super()._instantiate_trainer(config, callbacks)
+        self.session.trainer = trainer
+        return trainer
+
+    @override
+    def after_instantiate_classes(self) -> None:
+        self._checkpoint = self._choose_checkpoint()
+        if self._checkpoint is not None and not is_overridden("configure_model", self.model):
+            require_same_model(self.model.state_dict(), self._checkpoint)
+        run_dir = self.session.run_dir
+        if run_dir is not None and is_first_process():
+            self._record_start(run_dir)
+
+    def _choose_checkpoint(self) -> Path | None:
+        """The file to load: an unfinished run's own newest, else the one asked for, else the run's for evaluation."""
+        config, start = self.config[self.subcommand], self.session.start
+        for reason in start.passed_over:
+            notice(f"Passed over: {reason}")
+        if start.checkpoint is not None:
+            notice(f"Resuming {config.run_dir} from step {start.global_step}")
+            return start.checkpoint
+        if config.ckpt_path is not None:
+            return Path(config.ckpt_path)
+        if self.subcommand == "fit":
+            return None
+        found = newest_intact(RunDir(Path(config.run_dir)).checkpoints)
+        if found.path is None:
+            notice(f"No checkpoint in {config.run_dir}: evaluating the model as it is built.")
+        else:
+            notice(f"Evaluating {found.path}")
+        return found.path
+
+    def _record_start(self, run_dir: RunDir) -> None:
+        number = self.session.start.number
+        config_path, environment_path = run_dir.config_of(number), run_dir.environment_of(number)
+        self.session.wrote(config_path, environment_path)
+        if number == 0:
+            run_dir.exit.unlink(missing_ok=True)
+        else:
+            for line in config_changes(run_dir.config.read_text(), self._saved_config):
+                notice(f"Changed since the first start: {line}")
+        write_text(config_path, self._saved_config)
+        environment = describe_environment(self.trainer.world_size, self.session.command)
+        write_text(environment_path, json.dumps(environment, indent=2) + "\n")
+        notice(f"Run directory: {run_dir.root}")
+
+    @override
+    def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
+        kwargs = super()._prepare_subcommand_kwargs(subcommand)
+        return kwargs | {"ckpt_path": self._checkpoint, "weights_only": True}
+
+    def after_fit(self) -> None:
+        """Evaluate the final weights on the test sets."""
+        has_test = is_overridden("test_step", self.model) and is_overridden("test_dataloader", self.datamodule)
+        if self.config[self.subcommand].test_after_fit and has_test and not self.trainer.interrupted:
+            self.trainer.test(self.model, datamodule=self.datamodule, verbose=False)
+
+
+def silence_advertisements() -> None:
+    """Drop the log lines with which Lightning recommends its services."""
+    logger = logging.getLogger("lightning.pytorch.utilities.rank_zero")
+    if _is_no_advertisement not in logger.filters:
+        logger.addFilter(_is_no_advertisement)
+
+
+def _is_no_advertisement(record: logging.LogRecord) -> bool:
+    return "Tip: " not in str(record.msg)
+
+
+def require_known(key: str, value: Any, known: Iterable[str]) -> None:
+    """Refuse a strategy or accelerator that Lightning does not have, naming the nearest.
+
+    Raises:
+        ValueError: ``value`` is a name that is not in ``known``.
+    """
+    if isinstance(value, str) and value != "auto" and value.lower() not in (*known, "gpu", "tpu"):
+        names = sorted(name for name in known if not name.startswith("_"))
+        hint = nearest(value, names) or f" Known: {', '.join(names)}."
+        raise ValueError(f"There is no {key} {value!r}.{hint}")
+
+
+def require_file(ckpt_path: str | None) -> None:
+    """Refuse a checkpoint that does not exist.
+
+    Raises:
+        ValueError: there is no such file.
+    """
+    if ckpt_path is not None and not Path(ckpt_path).is_file():
+        raise ValueError(
+            f"ckpt_path expects a checkpoint file, got {str(ckpt_path)!r}, which does not exist. "
+            "Leave it out to use the newest one of --run_dir."
+        )
+
+
+def config_changes(before: str, after: str) -> list[str]:
+    """Differences of two configurations, one line a key: ``trainer.max_steps: 100 -> 200``."""
+    old, new = dict(_flat(yaml.safe_load(before))), dict(_flat(yaml.safe_load(after)))
+    return [f"{key}: {old.get(key)} -> {new.get(key)}" for key in {**old, **new} if old.get(key) != new.get(key)]
+
+
+def _flat(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    if isinstance(value, dict) and value:
+        for key, inner in value.items():
+            yield from _flat(inner, f"{prefix}.{key}" if prefix else str(key))
+    else:
+        yield prefix, value

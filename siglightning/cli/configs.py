@@ -1,0 +1,76 @@
+"""Find the configuration files that a command line names: paths, or names of files that come with the package."""
+
+from collections.abc import Iterator, Sequence
+from difflib import get_close_matches
+from pathlib import Path
+
+import siglightning
+
+_FLAGS = ("--config", "-c")
+
+
+def shipped_configs() -> Path:
+    """The folder of configurations that comes with the package, or with a checkout of it."""
+    package = Path(siglightning.__file__).parent
+    installed = package / "configs"
+    return installed if installed.is_dir() else package.parent / "configs"
+
+
+def resolve_config(name: str) -> str:
+    """Path of the configuration that ``name`` stands for.
+
+    Args:
+        name: a path; else the name of a shipped file, such as ``quickstart`` or ``logger/wandb.yaml``, with or
+            without a leading ``configs/``; else YAML or JSON text, which is returned as it is.
+
+    Raises:
+        ValueError: there is no such file; the message names the nearest ones.
+    """
+    if name.lstrip().startswith("{") or "\n" in name or Path(name).is_file():
+        return name
+    root = shipped_configs()
+    inner = name.removeprefix("./").removeprefix("configs/")
+    for candidate in (root / inner, root / f"{inner}.yaml"):
+        if candidate.is_file():
+            return str(candidate)
+    shipped = sorted(str(path.relative_to(root).with_suffix("")) for path in root.rglob("*.yaml"))
+    near = get_close_matches(inner.removesuffix(".yaml"), shipped, n=3, cutoff=0.5)
+    hint = f"Did you mean {' or '.join(near)}?" if near else f"Shipped ones: {', '.join(shipped)}."
+    raise ValueError(f"There is no configuration file {name!r}, here or among the shipped ones. {hint}")
+
+
+def resolve_arguments(arguments: Sequence[str]) -> list[str]:
+    """Command line arguments with every ``--config`` resolved.
+
+    Raises:
+        ValueError: a configuration is missing, or ``--config`` has no value.
+    """
+    return list(_resolved(iter(arguments)))
+
+
+def _resolved(arguments: Iterator[str]) -> Iterator[str]:
+    for argument in arguments:
+        flag, equals, value = argument.partition("=")
+        if flag not in _FLAGS:
+            yield argument
+        elif equals:
+            yield f"{flag}={resolve_config(value)}"
+        else:
+            try:
+                value = next(arguments)
+            except StopIteration:
+                raise ValueError(f"{flag} expects a file, got nothing.") from None
+            yield flag
+            yield resolve_config(value)
+
+
+def first_config_stem(arguments: Sequence[str]) -> str | None:
+    """``quickstart`` for ``fit --config configs/quickstart.yaml``: the default name of a run."""
+    values = iter(arguments)
+    for argument in values:
+        flag, equals, value = argument.partition("=")
+        if flag in _FLAGS:
+            value = value if equals else next(values, "")
+            if not value.lstrip().startswith("{") and "\n" not in value:
+                return Path(value).stem
+    return None

@@ -1,0 +1,106 @@
+"""Turn a parser's message into one line that names the mistake and the nearest right name."""
+
+import re
+from collections.abc import Collection
+from dataclasses import dataclass
+from difflib import get_close_matches
+
+MAX_LENGTH = 400  # characters of a message that no rule knows
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """The right names.
+
+    Attributes:
+        keys: dotted keys of a configuration, such as ``trainer.max_steps``.
+        classes: names of classes that a configuration may hold.
+        parameters: names of the arguments of those classes.
+    """
+
+    keys: Collection[str]
+    classes: Collection[str]
+    parameters: Collection[str]
+
+
+def nearest(name: str, names: Collection[str]) -> str:
+    """`` Did you mean 'X'?``, or nothing when no name is near."""
+    near = get_close_matches(name, names, n=1)
+    return f" Did you mean {near[0]!r}?" if near else ""
+
+
+def explain(message: str, vocabulary: Vocabulary) -> str:
+    """One line for a message of the parser.
+
+    Args:
+        message: what the parser says, often over many lines.
+        vocabulary: the right names.
+    """
+    for rule in (_denied, _unknown_parameter, _unknown_class, _unknown_flag, _unknown_key, _missing, _wrong_type):
+        line = rule(message, vocabulary)
+        if line:
+            return line
+    text = " ".join(message.split())
+    return text if len(text) <= MAX_LENGTH else f"{text[:MAX_LENGTH]} ..."
+
+
+def _denied(message: str, vocabulary: Vocabulary) -> str | None:
+    match = re.search(r"Importing '([^']+)' is not allowed", message)
+    if not match:
+        return None
+    package = match[1].partition(".")[0]
+    return (
+        f"{match[1]!r} lies outside the packages that a configuration may name; nothing was imported. "
+        f"If you wrote it or trust it, add --trust_imports {package}"
+    )
+
+
+def _unknown_parameter(message: str, vocabulary: Vocabulary) -> str | None:
+    match = re.search(r"Option '([^']+)' is not accepted", message)
+    if not match:
+        return None
+    return f"There is no argument {match[1]!r}.{nearest(match[1], vocabulary.parameters)}"
+
+
+def _unknown_class(message: str, vocabulary: Vocabulary) -> str | None:
+    match = (
+        re.search(r"Expected a dot import path string: (\S+)", message)
+        or re.search(r"class_path '([^']+)':\s+(?:module|No module named|'\w+' object|Unexpected import path)", message)
+        or re.search(r"module '[\w.]+' has no attribute '(\w+)'", message)
+    )
+    if not match:
+        return None
+    short = match[1].rpartition(".")[2]
+    return f"There is no class {match[1]!r}.{nearest(short, vocabulary.classes)}"
+
+
+def _unknown_flag(message: str, vocabulary: Vocabulary) -> str | None:
+    match = re.search(r"[Uu]nrecognized arguments?: (\S+)", message)
+    if not match:
+        return None
+    flag = match[1].partition("=")[0]
+    return f"There is no option {flag!r}.{nearest(flag, [f'--{key}' for key in vocabulary.keys])}"
+
+
+def _unknown_key(message: str, vocabulary: Vocabulary) -> str | None:
+    match = re.search(r"does not accept option '([^']+)'", message)
+    if not match:
+        return None
+    return f"There is no key {match[1]!r}.{nearest(match[1], vocabulary.keys)}"
+
+
+def _missing(message: str, vocabulary: Vocabulary) -> str | None:
+    match = re.search(r"arguments are required: (.+)", message)
+    if not match:
+        return None
+    names = [name.strip().partition(".")[2] for name in match[1].split(",")]
+    return f"Missing: {', '.join(names)}. Give a configuration, for example --config quickstart"
+
+
+def _wrong_type(message: str, vocabulary: Vocabulary) -> str | None:
+    key = re.findall(r'Parser key "([^"]+)"', message)
+    wrong = re.search(r"Expected an? (.+?)\. Got value: (.+)", message)
+    if not key or not wrong:
+        return None
+    kind = re.sub(r"<class '([\w.]+)'>", r"\1", wrong[1])
+    return f"{key[-1]}: expected {kind}, got {wrong[2].strip()!r}."

@@ -1,0 +1,174 @@
+"""One command from its first to its last moment: run directory, errors, exit code."""
+
+import sys
+import time
+import traceback
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch import Trainer
+from lightning.pytorch.utilities.exceptions import SIGTERMException
+
+from siglightning.cli.configs import first_config_stem
+from siglightning.cli.parser import restrict_imports
+from siglightning.runtime.exits import ExitCode, ExitRecord, NotFiniteError
+from siglightning.runtime.processes import is_first_process, process_rank
+from siglightning.runtime.rundir import Claim, RunDir, claim
+from siglightning.runtime.start import Limits, Start, decide_start, find_start
+
+# Before training begins these say that the user's configuration or input is at fault; later they are our bugs.
+USER_ERRORS = (
+    ValueError,
+    FileNotFoundError,
+    PermissionError,
+    NotADirectoryError,
+    IsADirectoryError,
+    ModuleNotFoundError,
+    MisconfigurationException,
+)
+
+
+class Session:
+    """What one command knows of its run directory and of how far it got.
+
+    Attributes:
+        arguments: of the command line, for the parser.
+        command: the command line as it was typed, for the record.
+        began: whether a batch was processed; from then on an error is not the configuration's.
+        run_dir: where this command writes; ``None`` until it is decided, and for ``fast_dev_run``.
+        start: what the start in ``run_dir`` means.
+        trainer: the Trainer, once it is built.
+    """
+
+    def __init__(self, arguments: Sequence[str], command: Sequence[str]) -> None:
+        self.arguments = list(arguments)
+        self.command = list(command)
+        self.began = False
+        self.run_dir: RunDir | None = None
+        self.start = Start()
+        self.trainer: Trainer | None = None
+        self._claim: Claim | None = None
+        self._started_s = time.monotonic()
+
+    def open(self, command: str, config: Any) -> None:
+        """Decide where this command writes, and take that directory.
+
+        Args:
+            command: ``fit`` or a name of an evaluation.
+            config: the command's configuration; ``run_dir`` is filled in.
+
+        Raises:
+            ValueError: the directory may not be used; the message says how to go on.
+        """
+        config.run_dir = config.run_dir or str(Path("runs") / (first_config_stem(self.arguments) or "run"))
+        run_dir = RunDir(Path(config.run_dir))
+        if config.trainer.fast_dev_run:
+            return
+        if command != "fit":
+            self._take(run_dir.evaluation(command))
+        elif is_first_process():
+            # Look before locking, for a clear refusal, and under the lock, for the truth.
+            limits = Limits(config.trainer.max_steps, config.trainer.max_epochs)
+            if run_dir.root.is_dir():
+                decide_start(run_dir, config.resume, limits)
+            self._take(run_dir)
+            self.start = decide_start(run_dir, config.resume, limits)
+        else:
+            self.run_dir = run_dir
+            self.start = find_start(run_dir, config.resume)
+
+    def _take(self, run_dir: RunDir) -> None:
+        self.run_dir = run_dir
+        if is_first_process():
+            self._claim = claim(run_dir)
+
+    def wrote(self, *paths: Path) -> None:
+        """Remember files that this start added, so that they go if it fails before any work."""
+        if self._claim is not None:
+            self._claim.written += paths
+
+    def close(self, code: ExitCode, message: str = "") -> None:
+        """Write ``exit.json`` and let the directory go; after a user's error, leave no trace instead."""
+        if self._claim is None or self.run_dir is None:
+            return
+        if code == ExitCode.BAD_INPUT:
+            self._claim.withdraw()
+            return
+        step = self.trainer.global_step if self.trainer is not None else self.start.global_step
+        try:
+            ExitRecord.of(code, step, time.monotonic() - self._started_s, message).write(self.run_dir.exit)
+        except OSError as error:
+            print(f"warning: exit.json was not written: {error}", file=sys.stderr)
+        self._claim.release()
+
+
+def run(arguments: Sequence[str], command: Sequence[str], trusted: Sequence[str], *, debug: bool) -> int:
+    """Run a command of LightningCLI and translate how it ends into an exit code.
+
+    Args:
+        arguments: command and options for the parser.
+        command: the command line as it was typed.
+        trusted: packages whose classes the configuration may name, beside the usual ones.
+        debug: show the traceback of user errors, too.
+
+    Returns:
+        See :class:`~siglightning.runtime.exits.ExitCode`.
+    """
+    session = Session(arguments, command)
+    code, message = ExitCode.BUG, "ended without a result"
+    try:
+        code, message = _run(session, trusted, debug)
+    finally:
+        session.close(code, message)
+        _finish_wandb(code)
+    return int(code)
+
+
+def _run(session: Session, trusted: Sequence[str], debug: bool) -> tuple[ExitCode, str]:
+    from siglightning.cli.app import SigCLI
+
+    try:
+        restrict_imports(trusted)
+        SigCLI(session)
+    except (SIGTERMException, KeyboardInterrupt, SystemExit) as error:
+        return _code_of_exit(error, session)
+    except NotFiniteError as error:
+        return _report(ExitCode.NOT_FINITE, error, show_traceback=debug)
+    except USER_ERRORS as error:
+        code = ExitCode.BUG if session.began else ExitCode.BAD_INPUT
+        return _report(code, error, show_traceback=debug or session.began)
+    except Exception as error:
+        return _report(ExitCode.BUG, error, show_traceback=True)
+    return ExitCode.DONE, ""
+
+
+def _code_of_exit(error: BaseException, session: Session) -> tuple[ExitCode, str]:
+    if isinstance(error, SIGTERMException):
+        return ExitCode.TERMINATED, "SIGTERM"
+    # Lightning turns Ctrl-C during training into SystemExit(1).
+    was_interrupted = session.trainer is not None and session.trainer.interrupted
+    if isinstance(error, KeyboardInterrupt) or was_interrupted:
+        return ExitCode.INTERRUPTED, "interrupted from the keyboard"
+    status = error.code if isinstance(error, SystemExit) else 1
+    if status in (0, None):
+        return ExitCode.DONE, ""
+    return (ExitCode.BAD_INPUT, "") if status == 2 else (ExitCode.BUG, f"exit {status}")
+
+
+def _report(code: ExitCode, error: Exception, *, show_traceback: bool) -> tuple[ExitCode, str]:
+    if show_traceback:
+        traceback.print_exception(error)
+    process = "" if is_first_process() else f"[process {process_rank()}] "
+    text = str(error).strip() or type(error).__name__
+    if not show_traceback or code != ExitCode.BUG:
+        print(f"error: {process}{text}", file=sys.stderr)
+    return code, f"{type(error).__name__}: {text}"
+
+
+def _finish_wandb(code: ExitCode) -> None:
+    """End the W&B run of this command, so that its file is whole and the next command begins its own."""
+    wandb = sys.modules.get("wandb")
+    if wandb is not None and getattr(wandb, "run", None) is not None:
+        wandb.finish(exit_code=int(code), quiet=True)

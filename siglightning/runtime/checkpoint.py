@@ -1,0 +1,283 @@
+"""Checkpoint files that are whole, verified and free of code."""
+
+import hashlib
+import json
+import os
+import warnings
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import torch
+from lightning.fabric.plugins.io.checkpoint_io import CheckpointIO
+from torch import Tensor
+from typing_extensions import override
+
+from siglightning.runtime.files import atomic_write, file_sha256, write_text
+
+SUFFIX = ".ckpt"
+MAX_DIFFERENCES = 5  # parameters named in a message before it says "and N more"
+
+
+class DamagedCheckpointError(ValueError):
+    """A checkpoint file is truncated, altered, or not one that can be loaded without running its code."""
+
+
+@dataclass(frozen=True)
+class Sidecar:
+    """What ``NAME.ckpt.sha256`` says of ``NAME.ckpt``; ``sha256sum -c`` reads the file as well.
+
+    Attributes:
+        sha256: of the whole file, hexadecimal.
+        size: in bytes.
+        global_step: optimizer steps taken.
+        resumable: whether it holds optimizer states, or weights alone.
+    """
+
+    sha256: str
+    size: int
+    global_step: int
+    resumable: bool
+
+    def write(self, checkpoint: Path) -> None:
+        """Write the file beside ``checkpoint``."""
+        facts = {"bytes": self.size, "global_step": self.global_step, "resumable": self.resumable}
+        write_text(sidecar_path(checkpoint), f"# {json.dumps(facts)}\n{self.sha256}  {checkpoint.name}\n")
+
+    @classmethod
+    def read(cls, checkpoint: Path) -> "Sidecar":
+        """Read the file beside ``checkpoint``.
+
+        Raises:
+            DamagedCheckpointError: the file is missing or not of our making.
+        """
+        try:
+            comment, checksum = sidecar_path(checkpoint).read_text().splitlines()
+            facts = json.loads(comment.removeprefix("#"))
+            return cls(checksum.split()[0], int(facts["bytes"]), int(facts["global_step"]), bool(facts["resumable"]))
+        except FileNotFoundError as error:
+            raise DamagedCheckpointError(f"{checkpoint} has no {sidecar_path(checkpoint).name} beside it.") from error
+        except (OSError, ValueError, KeyError, IndexError, TypeError) as error:
+            raise DamagedCheckpointError(f"{sidecar_path(checkpoint)} is damaged: {error}") from error
+
+
+def sidecar_path(checkpoint: Path) -> Path:
+    """``step-5.ckpt`` to ``step-5.ckpt.sha256``."""
+    return checkpoint.with_name(checkpoint.name + ".sha256")
+
+
+class _HashingFile:
+    """A file for ``torch.save`` that hashes what passes through it."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self.digest = hashlib.sha256()
+        self.size = 0
+
+    def write(self, data: bytes) -> int:
+        self.digest.update(data)
+        self.size += len(data)
+        return self._file.write(data)
+
+    def flush(self) -> None:
+        self._file.flush()
+
+
+class AtomicCheckpointIO(CheckpointIO):
+    """Write checkpoints so that a name never stands for half a file; verify them before they are read.
+
+    The file is streamed to a hidden neighbour, synced, renamed, and described by a checksum beside it. The first
+    file of each process is read back at once: what cannot be loaded without running code is found now, not when
+    the run has to resume. Reading always uses ``weights_only=True``.
+    """
+
+    def __init__(self) -> None:
+        self._proved_loadable = False
+
+    @override
+    def save_checkpoint(
+        self, checkpoint: dict[str, Any], path: str | os.PathLike[str], storage_options: Any | None = None
+    ) -> None:
+        """Write ``checkpoint`` to ``path`` and its checksum beside it.
+
+        Raises:
+            OSError: the disk is full or not writable. The file that stood at ``path`` before is untouched.
+            TypeError: the checkpoint holds objects that could only be loaded by running code.
+        """
+        path = Path(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with atomic_write(path) as file:
+            hashing = _HashingFile(file)
+            torch.save(checkpoint, hashing)  # type: ignore[arg-type]  # it needs write() and flush() only
+            file.flush()
+            self._prove_loadable(Path(file.name), path)
+        step = int(checkpoint.get("global_step", 0))
+        Sidecar(hashing.digest.hexdigest(), hashing.size, step, "optimizer_states" in checkpoint).write(path)
+
+    def _prove_loadable(self, written: Path, path: Path) -> None:
+        if self._proved_loadable:
+            return
+        try:
+            torch.load(written, map_location="meta", weights_only=True, mmap=True)
+        except Exception as error:
+            raise TypeError(
+                f"{path.name} would hold objects that cannot be loaded safely. Let callbacks and modules save "
+                f"tensors, numbers, strings, lists and dictionaries only. {_first_line(error)}"
+            ) from error
+        self._proved_loadable = True
+
+    @override
+    def load_checkpoint(
+        self,
+        path: str | os.PathLike[str],
+        map_location: Callable[[Any, str], Any] | None = None,
+        weights_only: bool | None = None,
+    ) -> dict[str, Any]:
+        """Verify and read a checkpoint.
+
+        Args:
+            path: the file. Without a checksum beside it, it is read unverified.
+            map_location: as in ``torch.load``; default: the CPU.
+            weights_only: ignored, a checkpoint may never run code.
+
+        Raises:
+            FileNotFoundError: there is no such file.
+            DamagedCheckpointError: it is truncated, altered, or holds more than data.
+        """
+        path = Path(path)
+        if not path.is_file():
+            raise FileNotFoundError(f"There is no checkpoint {path}.")
+        if sidecar_path(path).exists():
+            verify(path)
+        return _load(path, map_location or "cpu")
+
+    @override
+    def remove_checkpoint(self, path: str | os.PathLike[str]) -> None:
+        """Delete a checkpoint and its checksum."""
+        sidecar_path(Path(path)).unlink(missing_ok=True)
+        Path(path).unlink(missing_ok=True)
+
+
+def _load(path: Path, map_location: Any, mmap: bool = False) -> dict[str, Any]:
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)
+            content = torch.load(path, map_location=map_location, weights_only=True, mmap=mmap)
+    except OSError:
+        raise
+    except Exception as error:
+        raise DamagedCheckpointError(
+            f"{path} cannot be loaded: it is damaged, or holds objects that only running its code could restore. "
+            f"{_first_line(error)}"
+        ) from error
+    if not isinstance(content, dict):
+        raise DamagedCheckpointError(f"{path} holds a {type(content).__name__}, expected a dictionary of states.")
+    return content
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().partition("\n")[0][:200]
+
+
+def verify(path: Path) -> Sidecar:
+    """Compare a checkpoint with its checksum.
+
+    Raises:
+        DamagedCheckpointError: it was cut short or altered, or has no checksum.
+    """
+    sidecar = Sidecar.read(path)
+    size = path.stat().st_size
+    if size != sidecar.size:
+        kind = "truncated" if size < sidecar.size else "damaged"
+        raise DamagedCheckpointError(f"{path} is {kind}: expected {sidecar.size} bytes, it has {size}.")
+    if file_sha256(path) != sidecar.sha256:
+        raise DamagedCheckpointError(f"{path} is damaged: its content does not match its SHA-256.")
+    return sidecar
+
+
+@dataclass(frozen=True)
+class Resolution:
+    """What :func:`newest_intact` found.
+
+    Attributes:
+        path: the newest intact checkpoint, or ``None``.
+        global_step: its optimizer steps.
+        passed_over: why newer ones were not taken, newest first.
+    """
+
+    path: Path | None
+    global_step: int
+    passed_over: list[str]
+
+
+def newest_intact(directory: Path) -> Resolution:
+    """Find the checkpoint with the most steps that is whole and can be resumed from.
+
+    Args:
+        directory: searched for ``*.ckpt``, not recursively; may be missing.
+    """
+    passed_over = []
+    candidates = []
+    for path in sorted(directory.glob(f"*{SUFFIX}")):
+        try:
+            sidecar = Sidecar.read(path)
+        except DamagedCheckpointError as error:
+            passed_over.append(str(error))
+            continue
+        if sidecar.resumable:
+            candidates.append((sidecar.global_step, path.stat().st_mtime_ns, path))
+    for step, _, path in sorted(candidates, reverse=True):
+        try:
+            verify(path)
+        except DamagedCheckpointError as error:
+            passed_over.append(str(error))
+        else:
+            return Resolution(path, step, passed_over)
+    return Resolution(None, 0, passed_over)
+
+
+def read_state_dict(path: Path) -> dict[str, Tensor]:
+    """Names, shapes and types of a checkpoint's weights, without reading their values.
+
+    Raises:
+        DamagedCheckpointError: the file cannot be loaded, or holds no ``state_dict``.
+    """
+    state = _load(path, "meta", mmap=True).get("state_dict")
+    if not isinstance(state, dict):
+        raise DamagedCheckpointError(f"{path} holds no state_dict: it is not a checkpoint of a Lightning module.")
+    return state
+
+
+def state_differences(model: Mapping[str, Tensor], checkpoint: Mapping[str, Tensor]) -> list[str]:
+    """Say in which weights a checkpoint differs from a model: absent, superfluous, or of another shape."""
+    differences = []
+    for name, tensor in model.items():
+        if name not in checkpoint:
+            differences.append(f"{name} is missing from the checkpoint")
+        elif isinstance(tensor, Tensor) and tensor.shape != checkpoint[name].shape:
+            expected, got = list(tensor.shape), list(checkpoint[name].shape)
+            differences.append(f"{name} is {expected} in the model and {got} in the checkpoint")
+    differences += [f"{name} is unknown to the model" for name in checkpoint if name not in model]
+    return differences
+
+
+def require_same_model(model: Mapping[str, Tensor], path: Path) -> None:
+    """Refuse a checkpoint whose weights do not fit.
+
+    Args:
+        model: the model's own state dictionary.
+        path: the checkpoint.
+
+    Raises:
+        ValueError: the weights differ; the message names the first ones and their shapes.
+    """
+    differences = state_differences(model, read_state_dict(path))
+    if differences:
+        more = len(differences) - MAX_DIFFERENCES
+        listing = "; ".join(differences[:MAX_DIFFERENCES]) + (f"; and {more} more" if more > 0 else "")
+        raise ValueError(
+            f"{path} is a checkpoint of another model: {listing}. "
+            "Use the configuration that it was trained with (config.yaml of its run directory), "
+            "or start a new run in another --run_dir."
+        )

@@ -1,0 +1,106 @@
+"""The checkpoints from which a run resumes."""
+
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import Checkpoint
+from lightning.pytorch.utilities import rank_zero_warn
+from typing_extensions import override
+
+from siglightning.runtime.checkpoint import SUFFIX
+
+MAX_FAILURES = 3  # saves in a row that may fail before the run stops
+
+
+class RunCheckpoint(Checkpoint):
+    """Keep the newest states of a run in ``checkpoints/`` of its run directory.
+
+    Saves every ``every_n_steps`` optimizer steps, after each validation and at the end. Each file is named after
+    its step and holds everything that resuming needs; older ones are deleted. A step that ends in a validation is
+    saved after it, so that a resumed run neither repeats nor skips it. To keep the best state by some metric, add
+    Lightning's ``ModelCheckpoint`` beside this callback.
+
+    A save that fails (disk full) leaves the earlier files intact, is warned of, and does not stop training until
+    the third in a row.
+
+    Args:
+        every_n_steps: optimizer steps between two saves; 0: only after validations and at the end.
+        keep_last: number of files to keep.
+
+    Raises:
+        ValueError: a number is out of range.
+    """
+
+    def __init__(self, every_n_steps: int = 500, keep_last: int = 2) -> None:
+        super().__init__()
+        if every_n_steps < 0 or keep_last < 1:
+            raise ValueError(
+                "RunCheckpoint expects every_n_steps >= 0 and keep_last >= 1, "
+                f"got every_n_steps={every_n_steps} and keep_last={keep_last}."
+            )
+        self.every_n_steps = every_n_steps
+        self.keep_last = keep_last
+        self._last_step: int | None = None
+        self._failures = 0
+
+    @override
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Save when a save is due and no validation follows."""
+        if not self._is_due(trainer) or self._validation_follows(trainer):
+            return
+        self._save(trainer)
+
+    @override
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Save the state of a step together with its validation."""
+        if trainer.state.fn == "fit" and not trainer.sanity_checking:
+            self._save(trainer)
+
+    @override
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Save the last step, unless that was done when it ended."""
+        self._save(trainer)
+
+    def _is_due(self, trainer: Trainer) -> bool:
+        """Whether this step is a multiple, or the last one.
+
+        The last step is saved here rather than at the end of training: the loops' counters then stand where a
+        longer run would have had them, so raising ``max_steps`` continues exactly.
+        """
+        step = trainer.global_step
+        last_epoch = trainer.max_epochs not in (None, -1) and trainer.current_epoch + 1 >= (trainer.max_epochs or 0)
+        is_last = step == trainer.max_steps or trainer.should_stop or (trainer.is_last_batch and last_epoch)
+        return is_last or (self.every_n_steps > 0 and step % self.every_n_steps == 0)
+
+    @staticmethod
+    def _validation_follows(trainer: Trainer) -> bool:
+        loop = trainer.fit_loop
+        # Lightning has no public way to ask; the resume tests fail when these names go.
+        return bool(loop.epoch_loop._should_check_val_fx(loop._data_fetcher))  # type: ignore[arg-type]  # set while training
+
+    def _save(self, trainer: Trainer) -> None:
+        step = trainer.global_step
+        if step == self._last_step or step == 0 or getattr(trainer, "fast_dev_run", False):
+            return
+        directory = Path(trainer.default_root_dir) / "checkpoints"
+        try:
+            trainer.save_checkpoint(directory / f"step-{step:08d}{SUFFIX}", weights_only=False)
+        except OSError as error:
+            # The other processes wait in the barrier that follows a save.
+            trainer.strategy.barrier("Trainer.save_checkpoint")
+            self._failures += 1
+            if self._failures >= MAX_FAILURES:
+                raise
+            rank_zero_warn(f"The checkpoint of step {step} was not saved: {error}. Earlier ones are intact.")
+            return
+        self._failures = 0
+        self._last_step = step
+        if trainer.is_global_zero:
+            self._prune(trainer, directory)
+
+    def _prune(self, trainer: Trainer, directory: Path) -> None:
+        for path in sorted(directory.glob(f"step-*{SUFFIX}"))[: -self.keep_last]:
+            trainer.strategy.remove_checkpoint(path)

@@ -1,0 +1,101 @@
+"""A tiny task and its data, for tests of the command line; they resume exactly, as ours do."""
+
+import os
+import signal
+
+import torch
+from lightning.pytorch import LightningDataModule, LightningModule
+from lightning.pytorch.cli import OptimizerCallable
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset
+
+from siglightning.runtime.exits import NotFiniteError
+
+STEPS_PER_EPOCH = 6
+BATCH = 4
+
+
+class TinyTask(LightningModule):
+    """Linear regression with noise that is seeded by the step."""
+
+    def __init__(
+        self,
+        width: int = 3,
+        fail_at: int = -1,
+        failure: str = "",
+        optimizer: OptimizerCallable = lambda p: torch.optim.Adam(p, lr=0.05),
+    ):
+        super().__init__()
+        self.save_hyperparameters(ignore=["optimizer"])
+        if width < 1:
+            raise ValueError(f"TinyTask expects width >= 1, got {width}. Give a positive one.")
+        self.layer = nn.Linear(width, 1)
+        self.fail_at, self.failure, self.optimizer = fail_at, failure, optimizer
+
+    def training_step(self, batch: list[Tensor], batch_idx: int) -> Tensor:
+        if self.global_step == self.fail_at:
+            self.fail()
+        noise = torch.randn(BATCH, 1, generator=torch.Generator().manual_seed(self.global_step))
+        loss = (self.layer(batch[0]) - batch[0].sum(1, keepdim=True) + noise).pow(2).mean()
+        self.log("train/loss", loss)
+        return loss
+
+    def fail(self):
+        if self.failure == "kill":
+            os.kill(os.getpid(), signal.SIGKILL)
+        if self.failure == "interrupt":
+            raise KeyboardInterrupt
+        if self.failure == "value":
+            raise ValueError("shapes differ inside a step")
+        if self.failure == "nan":
+            raise NotFiniteError("The loss is nan at step 3.")
+        raise RuntimeError("something broke")
+
+    def validation_step(self, batch: list[Tensor], batch_idx: int) -> None:
+        self.log("val/loss", self.layer(batch[0]).pow(2).mean())
+
+    def test_step(self, batch: list[Tensor], batch_idx: int) -> None:
+        self.log("test/loss", self.layer(batch[0]).abs().mean())
+
+    def configure_optimizers(self):
+        optimizer = self.optimizer(self.parameters())
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 / (1 + 0.1 * step))
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+
+class _FromHere:
+    """Batches of an epoch from the trainer's position on."""
+
+    def __init__(self, data: "TinyData") -> None:
+        self.data = data
+
+    def __len__(self) -> int:
+        return STEPS_PER_EPOCH
+
+    def __iter__(self):
+        epoch, start = divmod(self.data.trainer.global_step, STEPS_PER_EPOCH)
+        order = torch.randperm(STEPS_PER_EPOCH * BATCH, generator=torch.Generator().manual_seed(epoch))
+        yield from order.view(STEPS_PER_EPOCH, BATCH)[start:].tolist()
+
+
+class TinyData(LightningDataModule):
+    """24 rows of fixed noise."""
+
+    def __init__(self, width: int = 3, folder: str | None = None):
+        super().__init__()
+        self.width, self.folder = width, folder
+
+    def setup(self, stage: str) -> None:
+        if self.folder is not None and not os.path.isdir(self.folder):
+            raise ValueError(f"TinyData expects a folder, got {self.folder!r}, which does not exist. Check the path.")
+        rows = torch.randn(STEPS_PER_EPOCH * BATCH, self.width, generator=torch.Generator().manual_seed(1))
+        self.rows = TensorDataset(rows)
+
+    def train_dataloader(self) -> DataLoader:
+        return DataLoader(self.rows, batch_sampler=_FromHere(self))
+
+    def val_dataloader(self) -> DataLoader:
+        return DataLoader(self.rows, batch_size=BATCH)
+
+    def test_dataloader(self) -> DataLoader:
+        return DataLoader(self.rows, batch_size=BATCH)

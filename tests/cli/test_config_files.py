@@ -1,0 +1,32 @@
+"""Configurations are found by path or by the name of a shipped file."""
+
+import pytest
+
+from siglightning.cli.configs import first_config_stem, resolve_arguments, resolve_config, shipped_configs
+
+
+@pytest.mark.parametrize("name", ["logger/csv", "logger/csv.yaml", "configs/logger/csv.yaml", "./configs/logger/csv"])
+def test_shipped_files_are_found_from_anywhere(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert resolve_config(name) == str(shipped_configs() / "logger" / "csv.yaml")
+
+
+def test_a_file_of_the_user_comes_first(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "logger").mkdir()
+    (tmp_path / "logger" / "csv.yaml").write_text("trainer: {}")
+    assert resolve_config("logger/csv.yaml") == "logger/csv.yaml"
+
+
+def test_every_form_of_the_flag_is_resolved():
+    shipped = str(shipped_configs() / "logger" / "csv.yaml")
+    arguments = ["--config", "logger/csv", "--config=logger/csv", "-c", "logger/csv", "--run_dir", "logger/csv"]
+    assert resolve_arguments(arguments) == [
+        *("--config", shipped, f"--config={shipped}", "-c", shipped, "--run_dir", "logger/csv")
+    ]
+
+
+def test_yaml_text_is_left_alone():
+    text = "{trainer: {max_steps: 3}}"
+    assert resolve_arguments(["--config", text]) == ["--config", text]
+    assert first_config_stem(["fit", "--config", text, "--config=a/b.yaml", "-c", "c.yaml"]) == "b"
