@@ -1,1 +1,9 @@
+"""What accompanies a run: monitors, progress, figures, and the table at the end."""
 
+from siglightning.callbacks.figures import FigureWriter
+from siglightning.callbacks.memory import MemoryMonitor
+from siglightning.callbacks.progress import RunProgressBar
+from siglightning.callbacks.summary import SummaryTable
+from siglightning.callbacks.throughput import ThroughputMonitor
+
+__all__ = ["FigureWriter", "MemoryMonitor", "RunProgressBar", "SummaryTable", "ThroughputMonitor"]

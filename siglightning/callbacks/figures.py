@@ -1,0 +1,63 @@
+"""Writes a run's figures into its directory."""
+
+import re
+from pathlib import Path
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.loggers import CSVLogger
+
+from siglightning.callbacks.curves import draw_recall, draw_scale_and_bias, draw_training_curves
+from siglightning.callbacks.grid import draw_retrieval_grid
+from siglightning.callbacks.metrics_file import read_metrics
+from siglightning.evaluation import Evaluation
+
+_CURVES = {
+    "training_curves.png": draw_training_curves,
+    "scale_and_bias.png": draw_scale_and_bias,
+    "recall.png": draw_recall,
+}
+
+
+class FigureWriter(Callback):
+    """Draws curves at the end of training and a grid of examples after a test, into ``<run directory>/figures``.
+
+    The run directory is ``trainer.default_root_dir``. Curves come from its ``metrics.csv``, so they cover a resumed
+    run from its first step. A grid needs examples: the task's ``evaluations``, a dictionary of
+    `siglightning.evaluation.Evaluation` by test set. Only the first process draws.
+    """
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Draw the curves."""
+        if not trainer.is_global_zero:
+            return
+        for logger in trainer.loggers:
+            logger.save()
+        metrics = read_metrics(metrics_path(trainer))
+        folder = figure_folder(trainer)
+        for name, draw in _CURVES.items():
+            draw(metrics, folder / name)
+
+    def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Draw one grid for each test set that has examples."""
+        evaluations: dict[str, Evaluation] = getattr(pl_module, "evaluations", {})
+        if not trainer.is_global_zero:
+            return
+        for name, evaluation in evaluations.items():
+            if evaluation.examples:
+                file_name = "retrieval_grid_" + re.sub(r"[^\w.-]+", "_", name) + ".png"
+                path = figure_folder(trainer) / file_name
+                draw_retrieval_grid(evaluation.examples, f"{name}: test images and their five best captions", path)
+
+
+def figure_folder(trainer: Trainer) -> Path:
+    """The run's folder of figures, made when missing."""
+    folder = Path(trainer.default_root_dir) / "figures"
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def metrics_path(trainer: Trainer) -> Path:
+    """The run's CSV file: flat in the run directory, else where a `CSVLogger` of Lightning put it."""
+    flat = Path(trainer.default_root_dir) / "metrics.csv"
+    folders = [Path(logger.log_dir) for logger in trainer.loggers if isinstance(logger, CSVLogger)]
+    return next((path for path in (flat, *(f / "metrics.csv" for f in folders)) if path.is_file()), flat)
