@@ -33,8 +33,9 @@ _EMPTY_TITLE = re.compile(r"^(clip ?art by|various|untitled|unnamed|openclipart|
 _TRAILING_NUMBER = re.compile(r"[\s_#-]*\d{1,3}$")
 _NOISE_KEYWORDS = frozenset(
     # "hash" is what a script left of Perl references; "sign" and "signs and symbols" name the folder.
-    {"", "clip art", "clipart", "svg", "unsorted", "image", "media", "png", "picture", "public domain"}
+    {"", "clip art", "clipart", "svg", "unsorted", "image", "png", "picture", "public domain"}
     | {"hash", "sign", "signs and symbols", "signs_and_symbols", "openclipart", "vector"}
+    | {"architetto francesco rollandin", "networksym", "weathersym", "musicstuff", "media", "probing"}
 )
 
 # Where a folder of the collection corresponds to a group of the emoji; deeper prefixes come first.

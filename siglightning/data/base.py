@@ -1,0 +1,245 @@
+"""What all data modules share: loaders, seeds, exact resuming, and errors before any work is wasted."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import Any
+
+from lightning.pytorch import LightningDataModule
+from lightning.pytorch.loops.progress import _ProcessedTracker
+from lightning.pytorch.trainer.states import TrainerFn
+from torch.utils.data import DataLoader, Dataset, SequentialSampler
+
+from siglightning.batch import InputSpec
+from siglightning.data.collate import Collate, Sample
+from siglightning.data.sampler import EvaluationSampler, GlobalBatchSampler, SampleKey
+
+
+class SampleDataset(Dataset[Sample], ABC):
+    """A data set that is asked for many samples at once, by (sample, epoch)."""
+
+    @abstractmethod
+    def __len__(self) -> int:
+        """Number of samples."""
+
+    @abstractmethod
+    def __getitems__(self, keys: Sequence[SampleKey | int]) -> list[Sample]:
+        """The samples of the keys, in their order; a bare number means epoch 0."""
+
+    def __getitem__(self, key: SampleKey | int) -> Sample:
+        return self.__getitems__([key])[0]
+
+
+class ResumableLoader(DataLoader[Sample]):
+    """A loader whose sampler knows by itself where to begin.
+
+    Lightning warns about every mid-epoch resume of a loader that has no state of its own, and asks for these two
+    methods. There is nothing to keep in them.
+    """
+
+    def state_dict(self) -> dict[str, Any]:
+        """Nothing."""
+        return {}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Nothing to do."""
+
+
+def as_keys(keys: Sequence[SampleKey | int]) -> list[SampleKey]:
+    """Keys with their epoch; Lightning's predict loop asks with bare numbers."""
+    return [SampleKey(key, 0) if isinstance(key, int) else key for key in keys]
+
+
+class BaseDataModule(LightningDataModule, ABC):
+    """Loaders for data sets that a subclass builds in :meth:`build`.
+
+    The order of training depends on (seed, epoch) only. A checkpoint holds what identifies the data; a resumed run
+    continues at the very next global batch, with any number of processes, and refuses other data.
+
+    Args:
+        global_batch_size: samples in one optimiser step, over all processes.
+        eval_batch_size: samples at a time in evaluation, on each process.
+        num_workers: loading processes for each training process; 0 loads in the training process.
+        seed: of the order, the augmentation and the choice of captions.
+
+    Attributes:
+        train_set: set by :meth:`build`.
+        val_set: set by :meth:`build`.
+        test_sets: name -> data set, in the order of the test loaders; set by :meth:`build`.
+        class_names: names of the label's classes for zero-shot prompts, or ``None``.
+        prompt_templates: sentences with ``{}`` in the place of a class name.
+        input_spec: what the model wants; taken from the Trainer's model unless set by hand.
+    """
+
+    train_set: SampleDataset
+    val_set: SampleDataset
+    test_sets: dict[str, SampleDataset]
+
+    def __init__(
+        self, global_batch_size: int = 256, eval_batch_size: int = 256, num_workers: int = 0, seed: int = 0
+    ) -> None:
+        super().__init__()
+        if eval_batch_size < 1 or num_workers < 0:
+            raise ValueError(
+                "`data.init_args.eval_batch_size` must be at least 1 and `num_workers` at least 0, "
+                f"got {eval_batch_size} and {num_workers}."
+            )
+        self.global_batch_size = global_batch_size
+        self.eval_batch_size = eval_batch_size
+        self.num_workers = num_workers
+        self.seed = seed
+        self.class_names: list[str] | None = None
+        self.prompt_templates: list[str] = ["{}"]
+        self.input_spec: InputSpec | None = None
+        self._sampler: GlobalBatchSampler | None = None
+
+    @abstractmethod
+    def build(self, spec: InputSpec) -> None:
+        """Sets `train_set`, `val_set`, `test_sets` and, where they apply, `class_names` and `prompt_templates`.
+
+        Raises:
+            ValueError: the data are missing or unusable.
+        """
+
+    @property
+    @abstractmethod
+    def fingerprint(self) -> str:
+        """Identity of the training data: equal strings mean equal samples. Known after :meth:`setup`."""
+
+    @property
+    def test_set_names(self) -> list[str]:
+        """Names of the test loaders, in their order."""
+        return list(self.test_sets)
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Global batches in an epoch, after the Trainer's `limit_train_batches`. Known after :meth:`setup`."""
+        whole = len(self._require_sampler())
+        limit = 1.0 if self.trainer is None else self.trainer.limit_train_batches
+        limited = limit if isinstance(limit, int) else int(whole * (1.0 if limit is None else limit))
+        return min(whole, limited)
+
+    def setup(self, stage: str | None = None) -> None:
+        """Builds the data sets and checks that the batch fits them, before any training.
+
+        Raises:
+            ValueError: nobody says what the model wants, a batch does not fit, or Lightning would repeat samples.
+        """
+        if self._sampler is not None:
+            return
+        self._check_trainer()
+        self.build(self._find_spec())
+        overfit = bool(getattr(self.trainer, "overfit_batches", 0))
+        self._sampler = GlobalBatchSampler(
+            len(self.train_set),
+            self.global_batch_size,
+            *self._rank_and_world_size(),
+            seed=self.seed,
+            shuffle=not overfit,
+            position=None if self.trainer is None else self._trained_position,
+        )
+
+    def train_dataloader(self) -> DataLoader[Sample]:
+        """This process's share of each global batch, from where training stands."""
+        sampler = self._require_sampler()
+        return ResumableLoader(
+            self.train_set,
+            batch_sampler=sampler,
+            num_workers=self.num_workers,
+            collate_fn=self._collate(),
+            persistent_workers=self.num_workers > 0,
+            pin_memory=self._on_gpu(),
+        )
+
+    def val_dataloader(self) -> DataLoader[Sample]:
+        """Every validation sample once, in order."""
+        return self._evaluation_loader(self.val_set)
+
+    def test_dataloader(self) -> list[DataLoader[Sample]]:
+        """One loader a test set, in the order of `test_set_names`."""
+        return [self._evaluation_loader(test_set) for test_set in self.test_sets.values()]
+
+    def predict_dataloader(self) -> list[DataLoader[Sample]]:
+        """The test sets again; Lightning's predict loop divides them among processes by itself."""
+        return [self._evaluation_loader(test_set, divide=False) for test_set in self.test_sets.values()]
+
+    def state_dict(self) -> dict[str, Any]:
+        """What must be the same when a run goes on: the position itself is in Lightning's own counters."""
+        return {
+            "seed": self.seed,
+            "global_batch_size": self.global_batch_size,
+            "steps_per_epoch": self.steps_per_epoch,
+            "fingerprint": self.fingerprint,
+        }
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Compares a checkpoint's data with ours; only a training run that goes on cares.
+
+        Raises:
+            ValueError: something differs, so that the run could not continue where it stopped.
+        """
+        if self.trainer is not None and self.trainer.state.fn != TrainerFn.FITTING:
+            return
+        ours = self.state_dict()
+        for name, saved in state_dict.items():
+            if name in ours and ours[name] != saved:
+                raise ValueError(
+                    f"The checkpoint was trained with data `{name}` {saved!r}, this run has {ours[name]!r}: it cannot "
+                    "continue at the same place. Restore the old data settings, or start a new run from its weights."
+                )
+
+    def _trained_position(self) -> tuple[int, int]:
+        """(epoch, batches done in it), from the count of trained batches that every checkpoint holds.
+
+        Asked at the start of each iteration. Lightning may start one before it has restored its epoch, or start it
+        twice around the end of an epoch; the count of trained batches is right at all these moments.
+        """
+        assert self.trainer is not None
+        total = self.trainer.fit_loop.epoch_loop.batch_progress.total
+        assert isinstance(total, _ProcessedTracker)
+        return divmod(total.processed, self.steps_per_epoch)
+
+    def _evaluation_loader(self, dataset: SampleDataset, divide: bool = True) -> DataLoader[Sample]:
+        rank, world_size = self._rank_and_world_size()
+        divided = EvaluationSampler(len(dataset), rank, world_size)
+        return DataLoader(
+            dataset,
+            batch_size=self.eval_batch_size,
+            sampler=divided if divide else SequentialSampler(dataset),
+            num_workers=self.num_workers,
+            collate_fn=self._collate(),
+            pin_memory=self._on_gpu(),
+        )
+
+    def _collate(self) -> Collate:
+        return Collate(self._find_spec().tokenizer)
+
+    def _find_spec(self) -> InputSpec:
+        if self.input_spec is None and self.trainer is not None:
+            self.input_spec = getattr(self.trainer.lightning_module, "input_spec", None)
+        if self.input_spec is None:
+            raise ValueError(
+                "The data module must know the model's image size and tokenizer. Give the Trainer a model with an "
+                "`input_spec`, or set `datamodule.input_spec = InputSpec(image_size, tokenizer)` before `setup()`."
+            )
+        return self.input_spec
+
+    def _require_sampler(self) -> GlobalBatchSampler:
+        if self._sampler is None:
+            raise ValueError(f"{type(self).__name__} is not set up yet: call `setup()` first.")
+        return self._sampler
+
+    def _rank_and_world_size(self) -> tuple[int, int]:
+        return (0, 1) if self.trainer is None else (self.trainer.global_rank, self.trainer.world_size)
+
+    def _on_gpu(self) -> bool:
+        return self.trainer is not None and self.trainer.strategy.root_device.type == "cuda"
+
+    def _check_trainer(self) -> None:
+        """Lightning's own distributed sampler would reshuffle training and repeat samples in evaluation."""
+        if self.trainer is None or self.trainer.world_size == 1:
+            return
+        if self.trainer._accelerator_connector.use_distributed_sampler:
+            raise ValueError(
+                "The data modules divide samples among processes themselves: `trainer.use_distributed_sampler` must "
+                "be false, got true."
+            )

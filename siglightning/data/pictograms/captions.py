@@ -1,0 +1,110 @@
+"""What a picture is called: one caption drawn for each training sample, the English name in evaluation."""
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import cast
+
+import numpy as np
+from numpy.typing import NDArray
+
+from siglightning.data.pictograms.archive import PictogramArchive
+
+MODES = ("name", "name_and_keywords", "keyword", "template", "locale")
+DRAWS_PER_CAPTION = 3
+_MAX_KEYWORDS = 3
+
+
+@dataclass(frozen=True)
+class CaptionChoice:
+    """How training captions are chosen.
+
+    Attributes:
+        weights: relative frequency of each mode: `name` ("dog face"), `name_and_keywords` ("dog face, pet, dog"),
+            `keyword` ("pet"), `template` ("an emoji of dog face"), `locale` ("Hundegesicht").
+        templates: sentences with ``{}`` in the place of the name.
+        locales: languages of the mode `locale`; a concept that lacks them all keeps its English name.
+    """
+
+    weights: Mapping[str, float] = field(default_factory=lambda: {"name": 1.0})
+    templates: Sequence[str] = ("an emoji of {}", "a drawing of {}", "{}, a pictogram")
+    locales: Sequence[str] = ("de", "fr", "es", "it", "pt", "nl", "ru", "ja", "ko", "zh", "ar")
+
+    def __post_init__(self) -> None:
+        unknown = set(self.weights) - set(MODES)
+        if unknown or not sum(self.weights.values()) > 0 or min(self.weights.values()) < 0:
+            raise ValueError(
+                f"`captions.weights` must give frequencies of at least 0, not all 0, to some of {list(MODES)}, "
+                f"got {dict(self.weights)}."
+            )
+        if not self.templates or any(template.count("{}") != 1 for template in self.templates):
+            raise ValueError(f"`captions.templates` must each hold one '{{}}', got {list(self.templates)}.")
+
+
+class Captions:
+    """The captions of an archive's pictures.
+
+    Args:
+        archive: where names and keywords are.
+        choice: how training captions are chosen.
+
+    Raises:
+        ValueError: the archive has no names in one of the languages.
+    """
+
+    def __init__(self, archive: PictogramArchive, choice: CaptionChoice) -> None:
+        self.choice = choice
+        self._concept: list[int] = archive.pictures["concept"].to_pylist()
+        self._keywords: list[list[str]] = archive.pictures["tags"].to_pylist()
+        self._names: list[str] = archive.concepts["name_en"].to_pylist()
+        self._foreign: list[list[str]] = []
+        weights = np.array([choice.weights.get(mode, 0.0) for mode in MODES])
+        self._thresholds = np.cumsum(weights / weights.sum())
+        if choice.weights.get("locale", 0.0) > 0:
+            self._foreign = _foreign_names(archive, choice.locales)
+
+    def name(self, row: int) -> str:
+        """The English name of a picture."""
+        return self._names[self._concept[row]]
+
+    def all_of(self, row: int) -> list[str]:
+        """The English name and every keyword, without repetitions."""
+        return list(dict.fromkeys([self.name(row), *self._keywords[row]]))
+
+    def draw(self, row: int, numbers: NDArray[np.float64]) -> str:
+        """One caption for training.
+
+        Args:
+            row: the picture.
+            numbers: float64 ``[DRAWS_PER_CAPTION]`` in ``[0, 1)``, which decide.
+        """
+        mode = MODES[int(np.searchsorted(self._thresholds, numbers[0], side="right").clip(max=len(MODES) - 1))]
+        name, keywords = self.name(row), self._keywords[row]
+        if mode == "template":
+            return _pick(self.choice.templates, numbers[1]).format(name)
+        if mode == "locale":
+            return _pick(self._foreign[self._concept[row]] or [name], numbers[1])
+        if mode == "keyword":
+            return _pick(keywords or [name], numbers[1])
+        if mode == "name_and_keywords" and keywords:
+            first, count = int(numbers[1] * len(keywords)), 1 + int(numbers[2] * min(_MAX_KEYWORDS, len(keywords)))
+            return ", ".join([name, *(keywords + keywords)[first : first + count]])
+        return name
+
+
+def match_number(caption: str) -> int:
+    """Equal captions, equal int64 numbers; case and surrounding blanks do not count."""
+    digest = hashlib.blake2b(caption.strip().casefold().encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "little", signed=True)
+
+
+def _pick(options: Sequence[str], number: float) -> str:
+    return options[int(number * len(options))]
+
+
+def _foreign_names(archive: PictogramArchive, locales: Sequence[str]) -> list[list[str]]:
+    known = [column.removeprefix("name_") for column in archive.concepts.column_names if column.startswith("name_")]
+    if not locales or set(locales) - set(known):
+        raise ValueError(f"`captions.locales` must be some of {known}, got {list(locales)}.")
+    columns = [cast(list[str], archive.concepts[f"name_{locale}"].to_pylist()) for locale in locales]
+    return [[name for name in names if name] for names in zip(*columns, strict=True)]

@@ -1,0 +1,144 @@
+"""The embedded pictograms as a data module."""
+
+import hashlib
+import json
+import re
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from siglightning.batch import InputSpec
+from siglightning.data.base import BaseDataModule, SampleDataset
+from siglightning.data.collate import Sample
+from siglightning.data.pictograms.archive import PictogramArchive
+from siglightning.data.pictograms.captions import CaptionChoice, Captions
+from siglightning.data.pictograms.dataset import PictogramDataset, TrainingPictograms
+from siglightning.data.pictograms.splits import Splits, split
+from siglightning.data.transforms import Augmentation
+
+_LETTER = re.compile(r"[^\W\d_]")  # keywords such as "143" or "*" are no classes
+
+
+class PictogramDataModule(BaseDataModule):
+    """9,474 drawings of 4,125 concepts, with names in twelve languages; nothing to download.
+
+    Sources: Noto Emoji, Twemoji, Fluent UI Emoji (colour and flat), cleaned Open Clip Art; CLDR names and keywords.
+    Test sets: `seen_concepts` (trained on in other styles) and `unseen_concepts` (never seen in any style), both in
+    the test styles. Validation: unseen concepts and clip art in the training styles.
+
+    Args:
+        global_batch_size: samples in one optimiser step, over all processes.
+        eval_batch_size: samples at a time in evaluation, on each process.
+        num_workers: loading processes for each training process.
+        seed: of the order, the augmentation and the choice of captions.
+        root: a folder that holds another archive in the same format; ``None`` is the embedded one.
+        train_styles: styles to train and validate on.
+        test_styles: styles to test on.
+        split_seed: of the division of the concepts; leave it alone to compare runs.
+        flags: train on flags too. Evaluation never holds any.
+        captions: how training captions are chosen.
+        all_captions_in_eval: give each evaluated picture its name and all its keywords as captions.
+        augmentation: how training pictures vary.
+        targets: what `label` is: `caption` and `category` give the category's number, `tags` a multi-hot vector.
+        min_tag_count: a tag is a class if at least so many training pictures bear it.
+    """
+
+    def __init__(
+        self,
+        global_batch_size: int = 256,
+        eval_batch_size: int = 256,
+        num_workers: int = 0,
+        seed: int = 0,
+        root: str | None = None,
+        train_styles: Sequence[str] = ("noto", "fluent_color", "fluent_flat", "clipart"),
+        test_styles: Sequence[str] = ("twemoji",),
+        split_seed: int = 0,
+        flags: bool = False,
+        captions: CaptionChoice | None = None,
+        all_captions_in_eval: bool = False,
+        augmentation: Augmentation | None = None,
+        targets: Literal["caption", "category", "tags"] = "caption",
+        min_tag_count: int = 20,
+    ) -> None:
+        super().__init__(global_batch_size, eval_batch_size, num_workers, seed)
+        self.root = root
+        self.train_styles = list(train_styles)
+        self.test_styles = list(test_styles)
+        self.split_seed = split_seed
+        self.flags = flags
+        self.captions = captions or CaptionChoice()
+        self.all_captions_in_eval = all_captions_in_eval
+        self.augmentation = augmentation or Augmentation()
+        self.targets = targets
+        self.min_tag_count = min_tag_count
+        self.prompt_templates = ["{}", "an emoji of {}", "a drawing of {}"]
+
+    def build(self, spec: InputSpec) -> None:
+        """Opens the archive, divides it and names the classes.
+
+        Raises:
+            ValueError: the folder, a style or a language is not there.
+        """
+        archive = PictogramArchive.open(self.root)
+        parts = split(archive, self.train_styles, self.test_styles, self.split_seed, self.flags)
+        captions = Captions(archive, self.captions)
+        labels = self._labels(archive, parts)
+        size = spec.image_size
+
+        def evaluation_set(rows: "np.ndarray[tuple[int], np.dtype[np.int64]]") -> SampleDataset:
+            return PictogramDataset(archive, rows, captions, labels, size, self.all_captions_in_eval)
+
+        self.train_set = TrainingPictograms(archive, parts.train, captions, labels, size, self.augmentation, self.seed)
+        self.val_set = evaluation_set(parts.val)
+        self.test_sets = {
+            "seen_concepts": evaluation_set(parts.seen_concepts),
+            "unseen_concepts": evaluation_set(parts.unseen_concepts),
+        }
+        self._fingerprint = self._identify(archive, parts)
+
+    @property
+    def fingerprint(self) -> str:
+        """Identity of archive, training rows and caption choice, 16 hexadecimal digits."""
+        return self._fingerprint
+
+    def train_dataloader(self) -> DataLoader[Sample]:
+        """Decodes the training pictures once, then as the base class does."""
+        assert isinstance(self.train_set, TrainingPictograms)
+        self.train_set.decode()
+        return super().train_dataloader()
+
+    def _labels(self, archive: PictogramArchive, parts: Splits) -> Tensor:
+        if self.targets == "tags":
+            return self._tag_labels(archive, parts)
+        of_concept = np.asarray(archive.concepts["category"].to_pylist())
+        category = of_concept[archive.pictures["concept"].to_numpy()]
+        used = np.concatenate([parts.train, parts.val, parts.seen_concepts, parts.unseen_concepts])
+        names = np.unique(category[used])
+        self.class_names = [str(name).replace("&", "and").lower() for name in names]
+        # Pictures that no split uses (flags, by default) may lack a class; nobody asks for theirs.
+        return torch.from_numpy(np.searchsorted(names, category).clip(max=len(names) - 1))
+
+    def _tag_labels(self, archive: PictogramArchive, parts: Splits) -> Tensor:
+        tags: list[list[str]] = archive.pictures["tags"].to_pylist()
+        counts = Counter(tag for row in parts.train.tolist() for tag in set(tags[row]) if _LETTER.search(tag))
+        self.class_names = sorted(tag for tag, count in counts.items() if count >= self.min_tag_count)
+        if not self.class_names:
+            raise ValueError(
+                f"No tag has {self.min_tag_count} training pictures (the commonest has {max(counts.values())}). "
+                "Lower `data.init_args.min_tag_count`."
+            )
+        number = {tag: column for column, tag in enumerate(self.class_names)}
+        labels = torch.zeros(len(tags), len(number))
+        for row, words in enumerate(tags):
+            labels[row, [number[word] for word in words if word in number]] = 1.0
+        return labels
+
+    def _identify(self, archive: PictogramArchive, parts: Splits) -> str:
+        settings = json.dumps([archive.fingerprint, asdict(self.captions), self.targets, self.min_tag_count])
+        return hashlib.sha256(settings.encode() + parts.train.tobytes()).hexdigest()[:16]

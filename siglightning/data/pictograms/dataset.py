@@ -1,0 +1,119 @@
+"""Pictures of an archive as samples: augmented with drawn captions for training, plain with names for evaluation."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from siglightning.data.base import SampleDataset, as_keys
+from siglightning.data.collate import Sample
+from siglightning.data.draws import uniform
+from siglightning.data.pictograms.archive import PictogramArchive
+from siglightning.data.pictograms.captions import DRAWS_PER_CAPTION, Captions, match_number
+from siglightning.data.sampler import SampleKey
+from siglightning.data.transforms import Augmentation, augment, resize
+
+
+class PictogramDataset(SampleDataset):
+    """Evaluation samples: the picture resized, its English name.
+
+    Args:
+        archive: where the pictures are.
+        rows: int64, the rows of `archive.pictures` that belong to this set.
+        captions: names and keywords.
+        labels: int64 ``[N]`` classes or float ``[N, C]`` multi-hot of all the archive's pictures.
+        image_size: side of the pictures handed out, in pixels.
+        all_captions: hand out the keywords too, as further captions of the same picture.
+    """
+
+    def __init__(
+        self,
+        archive: PictogramArchive,
+        rows: NDArray[np.int64],
+        captions: Captions,
+        labels: Tensor,
+        image_size: int,
+        all_captions: bool = False,
+    ) -> None:
+        self.rows = rows
+        self._archive = archive
+        self._captions = captions
+        self._labels = labels[torch.from_numpy(rows)]
+        self._image_size = image_size
+        self._all_captions = all_captions
+        styles, sources = archive.pictures["style"], archive.pictures["source"]
+        self._ids = [f"{styles[row].as_py()}/{sources[row].as_py()}" for row in rows.tolist()]
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitems__(self, keys: Sequence[SampleKey | int]) -> list[Sample]:
+        """Samples; `match_id` stands for the name, so that pictures of equal names match each other's captions."""
+        indices = [key.sample for key in as_keys(keys)]
+        rows = [int(self.rows[index]) for index in indices]
+        images = resize([self._archive.read_image(row) for row in rows], self._image_size)
+        samples = []
+        for index, row, image in zip(indices, rows, images, strict=True):
+            name = self._captions.name(row)
+            captions = self._captions.all_of(row) if self._all_captions else [name]
+            samples.append(self._sample(index, image, captions, match_number(name)))
+        return samples
+
+    def _sample(self, index: int, image: Tensor, captions: list[str], match_id: int) -> Sample:
+        return Sample(image=image, captions=captions, label=self._labels[index], id=self._ids[index], match_id=match_id)
+
+
+class TrainingPictograms(PictogramDataset):
+    """Training samples: the picture augmented, one caption drawn; both a function of (seed, epoch, sample).
+
+    The decoded pictures stay in memory (12 kB each), where forked loading processes share them.
+
+    Args:
+        archive: where the pictures are.
+        rows: int64, the rows of `archive.pictures` that belong to this set.
+        captions: names and keywords.
+        labels: int64 ``[N]`` classes or float ``[N, C]`` multi-hot of all the archive's pictures.
+        image_size: side of the pictures handed out, in pixels.
+        augmentation: how pictures vary.
+        seed: of the run.
+    """
+
+    def __init__(
+        self,
+        archive: PictogramArchive,
+        rows: NDArray[np.int64],
+        captions: Captions,
+        labels: Tensor,
+        image_size: int,
+        augmentation: Augmentation,
+        seed: int,
+    ) -> None:
+        super().__init__(archive, rows, captions, labels, image_size)
+        self._augmentation = augmentation
+        self._seed = seed
+        self._pictures: list[Tensor] | None = None
+
+    def decode(self) -> None:
+        """Decodes all pictures now, before loading processes are forked."""
+        if self._pictures is None:
+            self._pictures = list(torch.stack([self._archive.read_image(row) for row in self.rows.tolist()]))
+
+    def __getitems__(self, keys: Sequence[SampleKey | int]) -> list[Sample]:
+        """Samples of one epoch; `match_id` stands for the drawn caption: equal captions are never negatives."""
+        full_keys = as_keys(keys)
+        epochs = {key.epoch for key in full_keys}
+        if len(epochs) > 1:
+            raise ValueError(f"A batch must lie in one epoch, got {sorted(epochs)}.")
+        self.decode()
+        assert self._pictures is not None
+        epoch, index = epochs.pop(), np.array([key.sample for key in full_keys], dtype=np.int64)
+        pictures = [self._pictures[i] for i in index.tolist()]
+        images = augment(pictures, self._image_size, self._augmentation, seed=self._seed, epoch=epoch, index=index)
+        numbers = uniform("caption", self._seed, epoch, index, DRAWS_PER_CAPTION)
+        samples = []
+        for i, image, draws in zip(index.tolist(), images, numbers, strict=True):
+            caption = self._captions.draw(int(self.rows[i]), draws)
+            samples.append(self._sample(i, image, [caption], match_number(caption)))
+        return samples
