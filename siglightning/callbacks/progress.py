@@ -46,6 +46,7 @@ class RunProgressBar(ProgressBar):
         self.loss_key = loss_key
         self._console = console
         self._enabled = True
+        self._last_time = self._validation_start = 0.0
         self._bar: Progress | None = None
         self._task: TaskID | None = None
 
@@ -96,11 +97,13 @@ class RunProgressBar(ProgressBar):
         self._stop()
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Say what the run is busy with."""
+        """Say what the run is busy with, and stop the clock of the rate."""
+        self._validation_start = perf_counter()
         self._say("validating")
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Back to training."""
+        self._last_time += perf_counter() - self._validation_start
         self._say("training")
 
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -138,7 +141,7 @@ class RunProgressBar(ProgressBar):
             TextColumn("{task.description:<10}"),
             BarColumn(bar_width=None),
             TextColumn("{task.completed}/{task.total}"),
-            TextColumn("{task.fields[facts]}"),
+            TextColumn(" {task.fields[facts]}"),
         )
         self._bar = Progress(*columns, console=self._writer(), expand=True)
         self._task = self._bar.add_task(what, total=total, completed=completed, facts="")

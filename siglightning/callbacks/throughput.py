@@ -30,8 +30,7 @@ class ThroughputMonitor(Callback):
 
     def __init__(self) -> None:
         self._window_start: float | None = None
-        self._step_end = 0.0
-        self._validation_start = 0.0
+        self._step_end = self._validation_start = 0.0
         self._validating_s = 0.0  # since the end of the last step
         self._excluded_s = 0.0  # validation within the window
         self._waiting_s = 0.0
@@ -39,8 +38,10 @@ class ThroughputMonitor(Callback):
         self._logged_step = -1
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Forget what an earlier run measured."""
-        self.__init__()  # type: ignore[misc]  # the state of a fresh callback is the state we want
+        """Leave out what an earlier run measured; the window begins when the first step is done."""
+        self._window_start = None
+        self._validating_s = 0.0
+        self._logged_step = -1
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """The batch is here: the wait is over."""

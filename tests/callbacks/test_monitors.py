@@ -178,6 +178,7 @@ def test_time_left_counts_validation_that_has_been_seen(tmp_path, run_clock):
     bar = RunProgressBar(percent_per_line=25, console=Console(file=out))
     tiny_trainer(tmp_path, bar, val_check_interval=3).fit(Task(run_clock), loader(run_clock), loader(run_clock))
     after_one = out.getvalue().splitlines()[1]
+    assert "  2 images/s  " in after_one  # 24 images in 15 s, validation left out
     # 2,004 s of validation and 6 steps of 5 s, once more in the remaining half: over half an hour.
     assert re.search(r"(\d+):\d\d left", after_one).group(1) in {"33", "34"}
 
