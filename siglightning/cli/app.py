@@ -145,7 +145,8 @@ class SigCLI(LightningCLI):
             config["logger"] = with_metrics_csv(config["logger"], run_dir, resume_step)
         if config["enable_checkpointing"] is False:
             callbacks = [callback for callback in callbacks if not isinstance(callback, RunCheckpoint)]
-        config["callbacks"] = [*configured, *default_callbacks(configured), BeganMarker(self.session)]
+        defaults = default_callbacks(configured, progress_bar=config["enable_progress_bar"] is not False)
+        config["callbacks"] = [*configured, *defaults, BeganMarker(self.session)]
         silence_advertisements()
         trainer = super()._instantiate_trainer(config, callbacks)
         self.session.trainer = trainer

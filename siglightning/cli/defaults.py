@@ -5,21 +5,26 @@ from typing import Any
 
 from lightning.fabric.plugins.io.checkpoint_io import CheckpointIO
 from lightning.pytorch import Callback
+from lightning.pytorch.callbacks import ProgressBar
 
-import siglightning.callbacks as callbacks
+from siglightning.callbacks import FigureWriter, MemoryMonitor, RunProgressBar, SummaryTable, ThroughputMonitor
 from siglightning.runtime.checkpoint import AtomicCheckpointIO
 
-DEFAULT_CALLBACKS = ("ThroughputMonitor", "MemoryMonitor", "RunProgressBar", "FigureWriter", "SummaryTable")
 
-
-def default_callbacks(configured: Sequence[Callback]) -> list[Callback]:
+def default_callbacks(configured: Sequence[Callback], *, progress_bar: bool) -> list[Callback]:
     """The callbacks of every run, without those that the configuration holds itself.
+
+    The figures come before the table, which lists them.
 
     Args:
         configured: the callbacks of the configuration.
+        progress_bar: whether progress is to be shown.
     """
-    kinds = [getattr(callbacks, name) for name in DEFAULT_CALLBACKS if hasattr(callbacks, name)]
-    return [kind() for kind in kinds if not any(isinstance(callback, kind) for callback in configured)]
+    kinds: list[type[Callback]] = [ThroughputMonitor, MemoryMonitor, FigureWriter, SummaryTable]
+    missing = [kind() for kind in kinds if not any(isinstance(callback, kind) for callback in configured)]
+    if progress_bar and not any(isinstance(callback, ProgressBar) for callback in configured):
+        missing.append(RunProgressBar())
+    return missing
 
 
 def with_atomic_checkpoints(plugins: Any, strategy: Any) -> list[Any]:

@@ -157,18 +157,26 @@ def _code_of_exit(error: BaseException, session: Session) -> tuple[ExitCode, str
     return (ExitCode.BAD_INPUT, "") if status == 2 else (ExitCode.BUG, f"exit {status}")
 
 
-def _report(code: ExitCode, error: Exception, *, show_traceback: bool) -> tuple[ExitCode, str]:
+def _report(code: ExitCode, error: BaseException, *, show_traceback: bool) -> tuple[ExitCode, str]:
     if show_traceback:
         traceback.print_exception(error)
     process = "" if is_first_process() else f"[process {process_rank()}] "
+    error = _own_error(error)
     text = str(error).strip() or type(error).__name__
     if not show_traceback or code != ExitCode.BUG:
         print(f"error: {process}{text}", file=sys.stderr)
     return code, f"{type(error).__name__}: {text}"
 
 
+def _own_error(error: BaseException) -> BaseException:
+    """The error of a constructor, out of the parser's report that no type of a union fits."""
+    while error.__cause__ is not None and "against any of the Union subtypes" in str(error):
+        error = error.__cause__
+    return error
+
+
 def _finish_wandb(code: ExitCode) -> None:
     """End the W&B run of this command, so that its file is whole and the next command begins its own."""
     wandb = sys.modules.get("wandb")
     if wandb is not None and getattr(wandb, "run", None) is not None:
-        wandb.finish(exit_code=int(code), quiet=True)
+        wandb.finish(exit_code=int(code))

@@ -7,12 +7,25 @@ import torch
 from lightning.pytorch import LightningDataModule, LightningModule
 from lightning.pytorch.cli import OptimizerCallable
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import DataLoader
 
+from siglightning.batch import Batch
 from siglightning.runtime.exits import NotFiniteError
 
 STEPS_PER_EPOCH = 6
 BATCH = 4
+TINY = """
+trainer:
+  accelerator: cpu
+  max_steps: 10
+  val_check_interval: 4
+  check_val_every_n_epoch: null
+  log_every_n_steps: 1
+  enable_progress_bar: false
+  enable_model_summary: false
+model: TinyTask
+data: TinyData
+"""
 
 
 class TinyTask(LightningModule):
@@ -32,11 +45,11 @@ class TinyTask(LightningModule):
         self.layer = nn.Linear(width, 1)
         self.fail_at, self.failure, self.optimizer = fail_at, failure, optimizer
 
-    def training_step(self, batch: list[Tensor], batch_idx: int) -> Tensor:
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         if self.global_step == self.fail_at:
             self.fail()
         noise = torch.randn(BATCH, 1, generator=torch.Generator().manual_seed(self.global_step))
-        loss = (self.layer(batch[0]) - batch[0].sum(1, keepdim=True) + noise).pow(2).mean()
+        loss = (self.layer(batch["image_embed"]) - batch["image_embed"].sum(1, keepdim=True) + noise).pow(2).mean()
         self.log("train/loss", loss)
         return loss
 
@@ -51,11 +64,11 @@ class TinyTask(LightningModule):
             raise NotFiniteError("The loss is nan at step 3.")
         raise RuntimeError("something broke")
 
-    def validation_step(self, batch: list[Tensor], batch_idx: int) -> None:
-        self.log("val/loss", self.layer(batch[0]).pow(2).mean())
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        self.log("val/loss", self.layer(batch["image_embed"]).pow(2).mean())
 
-    def test_step(self, batch: list[Tensor], batch_idx: int) -> None:
-        self.log("test/loss", self.layer(batch[0]).abs().mean())
+    def test_step(self, batch: Batch, batch_idx: int) -> None:
+        self.log("test/loss", self.layer(batch["image_embed"]).abs().mean())
 
     def configure_optimizers(self):
         optimizer = self.optimizer(self.parameters())
@@ -89,7 +102,7 @@ class TinyData(LightningDataModule):
         if self.folder is not None and not os.path.isdir(self.folder):
             raise ValueError(f"TinyData expects a folder, got {self.folder!r}, which does not exist. Check the path.")
         rows = torch.randn(STEPS_PER_EPOCH * BATCH, self.width, generator=torch.Generator().manual_seed(1))
-        self.rows = TensorDataset(rows)
+        self.rows = [{"image_embed": row} for row in rows]
 
     def train_dataloader(self) -> DataLoader:
         return DataLoader(self.rows, batch_sampler=_FromHere(self))

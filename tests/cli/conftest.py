@@ -4,21 +4,9 @@ import signal
 
 import lightning.pytorch  # noqa: F401  # its log handler keeps the stream of its first import: not that of one test
 import pytest
+from cli_examples import TINY
 
 from siglightning.cli import main
-
-TINY = """
-trainer:
-  accelerator: cpu
-  max_steps: 10
-  val_check_interval: 4
-  check_val_every_n_epoch: null
-  log_every_n_steps: 1
-  enable_progress_bar: false
-  enable_model_summary: false
-model: TinyTask
-data: TinyData
-"""
 
 
 @pytest.fixture

@@ -1,0 +1,40 @@
+"""Logger fragments: what they write lies in the run directory, and a resumed run stays one run."""
+
+import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+
+def starts_of_one_run(fit, fragment):
+    code, out = fit("--config", fragment, "--run_dir", "run", "--model.fail_at=5")
+    assert code == 1, out
+    code, out = fit("--config", fragment, "--run_dir", "run")
+    assert code == 0, out
+
+
+def test_wandb_stays_one_offline_run(fit, here):
+    starts_of_one_run(fit, "logger/wandb")
+    identity = (here / "run" / "wandb_id.txt").read_text().strip()
+    folders = sorted(path.name for path in (here / "run" / "wandb").glob("offline-run-*"))
+    assert len(folders) == 2
+    assert {name.rpartition("-")[2] for name in folders} == {identity}
+    for name in folders:
+        assert (here / "run" / "wandb" / name / f"run-{identity}.wandb").stat().st_size > 0
+    assert not (here / "wandb").exists()
+    assert (here / "run" / "metrics.csv").read_text().count("\n") == 12
+
+
+def test_tensorboard_goes_on_in_one_folder(fit, here):
+    starts_of_one_run(fit, "logger/tensorboard")
+    assert not list(here.glob("lightning_logs"))
+    events = EventAccumulator(str(here / "run" / "tensorboard"))
+    events.Reload()
+    assert {event.step for event in events.Scalars("train/loss")} == set(range(10))
+    assert [path.name for path in (here / "run" / "tensorboard").iterdir() if path.is_dir()] == []
+
+
+@pytest.mark.parametrize("value", ["false", "null", "true"])
+def test_metrics_csv_is_always_written(value, fit, here):
+    code, _ = fit("--trainer.logger", value, "--run_dir", "run", "--trainer.max_steps=2")
+    assert code == 0
+    assert len((here / "run" / "metrics.csv").read_text().splitlines()) >= 3
+    assert not (here / "lightning_logs").exists()

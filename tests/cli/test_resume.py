@@ -1,0 +1,222 @@
+"""A run that was cut off ends like one that was not, to the bit, in its weights and in its metrics."""
+
+import csv
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from cli_examples import TINY
+
+from siglightning.cli import main
+
+MEASURED = ("throughput/", "memory/")
+TESTS = Path(__file__).parent
+
+
+def final_state(run_dir, step=10):
+    checkpoint = torch.load(Path(run_dir) / "checkpoints" / f"step-{step:08d}.ckpt", weights_only=True)
+    return checkpoint["state_dict"], checkpoint["optimizer_states"], checkpoint["lr_schedulers"]
+
+
+def metrics(run_dir):
+    """Rows of ``metrics.csv`` without what depends on the clock and the machine."""
+    with (Path(run_dir) / "metrics.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    kept = [{name: cell for name, cell in row.items() if not name.startswith(MEASURED)} for row in rows]
+    assert {"step", "train/loss", "val/loss", "test/loss"} <= kept[0].keys()
+    return kept
+
+
+def assert_same_run(one, other):
+    assert metrics(one) == metrics(other)
+    torch.testing.assert_close(final_state(one), final_state(other), rtol=0, atol=0)
+
+
+def ended(run_dir):
+    return json.loads((Path(run_dir) / "exit.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def whole_run(tmp_path_factory):
+    """A run of ten steps, in epochs of six, with a validation every four steps."""
+    folder = tmp_path_factory.mktemp("whole")
+    (folder / "tiny.yaml").write_text(TINY)
+    arguments = ["--config", str(folder / "tiny.yaml"), "--run_dir", str(folder / "run")]
+    assert main(["fit", *arguments, "--trust_imports", "cli_examples"]) == 0
+    return folder / "run"
+
+
+@pytest.fixture
+def undisturbed(whole_run, here):
+    """A copy of the whole run in ``whole``."""
+    return Path(shutil.copytree(whole_run, here / "whole"))
+
+
+# After a validation, at the last step of an epoch, at the first of the next, and with an epoch's end in between.
+@pytest.mark.parametrize(("every", "fail_at"), [(1, 4), (1, 6), (1, 7), (4, 7), (5, 6), (3, 9)])
+def test_a_crash_leaves_no_mark(undisturbed, fit, every, fail_at):
+    """The failing step is not reached again, because the second start leaves the failure out."""
+    more = ("--run_dir", "cut", f"--checkpoint.every_n_steps={every}")
+    code, out = fit(*more, f"--model.fail_at={fail_at}")
+    assert code == 1
+    assert "RuntimeError: something broke" in out
+    assert ended("cut")["status"] == "failed"
+    assert ended("cut")["global_step"] == fail_at
+
+    code, out = fit(*more, "--resume=must")
+    assert code == 0, out
+    assert "Resuming cut from step" in out
+    assert f"Changed since the first start: model.init_args.fail_at: {fail_at} -> -1" in out
+    assert_same_run("cut", undisturbed)
+    assert ended("cut") | {"seconds": 0, "finished_at": ""} == {
+        **{"status": "done", "exit_code": 0, "global_step": 10, "message": ""},
+        **{"seconds": 0, "finished_at": ""},
+    }
+
+
+def test_kill_9_then_the_same_command_again(undisturbed, fit, here):
+    """Nothing runs after SIGKILL: what is on disk must do, and the lock must be free."""
+    arguments = ["fit", "--config", "tiny.yaml", "--trust_imports", "cli_examples", "--run_dir", "cut"]
+    arguments += ["--checkpoint.every_n_steps=2", "--model.failure=kill", "--model.fail_at=7"]
+    killed = subprocess.run(
+        [sys.executable, "-m", "siglightning", *arguments],
+        env=os.environ | {"PYTHONPATH": str(TESTS)},
+        capture_output=True,
+        check=False,
+    )
+    assert killed.returncode == -signal.SIGKILL
+    assert not (here / "cut" / "exit.json").exists()
+    (here / "cut" / "checkpoints" / ".step-00000008.ckpt.1.tmp").write_text("half a file")
+
+    code, out = fit("--run_dir", "cut")
+    assert code == 0, out
+    assert_same_run("cut", undisturbed)
+    assert not list((here / "cut" / "checkpoints").glob(".*"))
+
+
+def test_a_longer_run_continues_exactly(fit):
+    """Raising max_steps after the end gives the run that was longer from the start."""
+    assert fit("--run_dir", "long", "--trainer.max_steps=15")[0] == 0
+    assert fit("--run_dir", "short", "--trainer.max_steps=9")[0] == 0
+    code, out = fit("--run_dir", "short", "--trainer.max_steps=15")
+    assert code == 0
+    assert "Changed since the first start: trainer.max_steps: 9 -> 15" in out
+    assert metrics("short") == metrics("long")
+    torch.testing.assert_close(final_state("short", 15), final_state("long", 15), rtol=0, atol=0)
+
+
+def test_each_start_leaves_its_config_and_environment(fit, here):
+    fit("--run_dir", "run", "--model.fail_at=5")
+    first = (here / "run" / "config.yaml").read_text()
+    fit("--run_dir", "run")
+    assert (here / "run" / "config.yaml").read_text() == first
+    saved = yaml.safe_load((here / "run" / "config.resume-1.yaml").read_text())
+    assert saved["model"]["init_args"]["fail_at"] == -1
+    assert saved["model"]["init_args"]["optimizer"]["init_args"]["lr"] == 0.05
+    environment = json.loads((here / "run" / "env.resume-1.json").read_text())
+    assert environment["command"][:4] == ["siglightning", "fit", "--config", "tiny.yaml"]
+    assert environment["versions"]["torch"] == torch.__version__.partition("+")[0]
+    assert environment["hardware"]["cores"] >= 1
+
+
+def test_a_saved_config_repeats_the_run(undisturbed, fit):
+    code, out = fit("--config", "whole/config.yaml", "--run_dir", "again")
+    assert code == 0, out
+    assert_same_run("again", undisturbed)
+
+
+def test_checkpoint_values_never_override_flags(fit, here):
+    """The checkpoint stores fail_at=5 among its hyper-parameters; the second start does not."""
+    fit("--run_dir", "run", "--model.fail_at=5")
+    found = torch.load(here / "run" / "checkpoints" / "step-00000004.ckpt", weights_only=True)
+    assert found["hyper_parameters"]["fail_at"] == 5
+    code, _ = fit("--run_dir", "other", "--ckpt_path", "run/checkpoints/step-00000004.ckpt")
+    assert code == 0
+    assert ended("other")["global_step"] == 10
+
+
+def test_a_finished_run_is_refused_and_stays_finished(undisturbed, fit):
+    before = {path: path.read_bytes() for path in undisturbed.rglob("*") if path.is_file()}
+    for _ in range(2):
+        code, out = fit("--run_dir", "whole")
+        assert code == 2
+        assert "error: whole holds a finished run. Start a new one with another --run_dir" in out
+    before.pop(undisturbed / ".lock", None)
+    after = {path: path.read_bytes() for path in undisturbed.rglob("*") if path.is_file()}
+    assert after.items() >= before.items()
+
+
+def test_never_refuses_what_is_there(fit):
+    fit("--run_dir", "run", "--model.fail_at=5")
+    code, out = fit("--run_dir", "run", "--resume=never")
+    assert code == 2
+    assert "`--resume never` forbids to continue it" in out
+
+
+def test_a_run_without_a_checkpoint_starts_again_or_must_not(undisturbed, fit):
+    fit("--run_dir", "run", "--model.fail_at=2")
+    code, out = fit("--run_dir", "run", "--resume=must")
+    assert code == 2
+    assert "expects a checkpoint in run/checkpoints, found none" in out
+    assert ended("run")["status"] == "failed"
+    assert fit("--run_dir", "run")[0] == 0
+    assert_same_run("run", undisturbed)
+
+
+def test_a_damaged_checkpoint_is_passed_over(undisturbed, fit, here):
+    fit("--run_dir", "cut", "--checkpoint.every_n_steps=2", "--model.fail_at=7")
+    newest = here / "cut" / "checkpoints" / "step-00000006.ckpt"
+    newest.write_bytes(newest.read_bytes()[:-100])
+    code, out = fit("--run_dir", "cut", "--checkpoint.every_n_steps=2")
+    assert code == 0
+    assert "step-00000006.ckpt is truncated" in out
+    assert "Resuming cut from step 4" in out
+    assert_same_run("cut", undisturbed)
+
+
+def test_another_models_checkpoint_is_refused(fit, here):
+    fit("--run_dir", "run", "--model.fail_at=5")
+    kept = sorted(path.name for path in (here / "run").iterdir())
+    code, out = fit("--run_dir", "run", "--model.width=5", "--data.width=5")
+    assert code == 2
+    assert "is a checkpoint of another model: layer.weight is [1, 5] in the model and [1, 3] in the checkpoint" in out
+    assert ended("run")["status"] == "failed"
+    assert sorted({path.name for path in (here / "run").iterdir()} | {".lock"}) == sorted({*kept, ".lock"})
+
+
+@pytest.mark.parametrize(
+    ("failure", "code", "status"),
+    [("value", 1, "failed"), ("nan", 3, "not finite"), ("interrupt", 130, "interrupted")],
+)
+def test_ends_during_training(failure, code, status, fit, here):
+    """A ValueError in a step is a bug, not a configuration error; the run can be resumed in any case."""
+    got, out = fit("--run_dir", "run", f"--model.failure={failure}", "--model.fail_at=5")
+    assert got == code
+    assert ("Traceback" in out) == (failure == "value")
+    assert ended("run")["status"] == status
+    assert ended("run")["exit_code"] == code
+    assert fit("--run_dir", "run", "--resume=must")[0] == 0
+
+
+def test_evaluations_get_directories_of_their_own(undisturbed, fit, here):
+    before = (undisturbed / "metrics.csv").read_text()
+    for name in ("test", "test-2"):
+        code, out = fit("--run_dir", "whole", command="test")
+        assert code == 0, out
+        assert "Evaluating whole/checkpoints/step-00000010.ckpt" in out
+        with (undisturbed / name / "metrics.csv").open() as file:
+            assert next(csv.DictReader(file))["test/loss"] == metrics(undisturbed)[-1]["test/loss"]
+        assert ended(undisturbed / name)["status"] == "done"
+    assert (undisturbed / "metrics.csv").read_text() == before
+
+
+def test_a_trial_writes_nothing(fit, here):
+    assert fit("--trainer.fast_dev_run=2")[0] == 0
+    assert [path.name for path in here.iterdir()] == ["tiny.yaml"]
