@@ -40,6 +40,11 @@ class CaptionChoice:
         if not self.templates or any(template.count("{}") != 1 for template in self.templates):
             raise ValueError(f"`captions.templates` must each hold one '{{}}', got {list(self.templates)}.")
 
+    def shares(self) -> list[float]:
+        """The weights of all `MODES`, in their order, scaled to a sum of 1."""
+        total = sum(self.weights.values())
+        return [self.weights.get(mode, 0.0) / total for mode in MODES]
+
 
 class Captions:
     """The captions of an archive's pictures.
@@ -58,8 +63,7 @@ class Captions:
         self._keywords: list[list[str]] = archive.pictures["tags"].to_pylist()
         self._names: list[str] = archive.concepts["name_en"].to_pylist()
         self._foreign: list[list[str]] = []
-        weights = np.array([choice.weights.get(mode, 0.0) for mode in MODES])
-        self._thresholds = np.cumsum(weights / weights.sum())
+        self._thresholds = np.cumsum(choice.shares())
         if choice.weights.get("locale", 0.0) > 0:
             self._foreign = _foreign_names(archive, choice.locales)
 

@@ -140,5 +140,6 @@ class PictogramDataModule(BaseDataModule):
         return labels
 
     def _identify(self, archive: PictogramArchive, parts: Splits) -> str:
-        settings = json.dumps([archive.fingerprint, asdict(self.captions), self.targets, self.min_tag_count])
+        words = {**asdict(self.captions), "weights": self.captions.shares()}
+        settings = json.dumps([archive.fingerprint, words, self.targets, self.min_tag_count])
         return hashlib.sha256(settings.encode() + parts.train.tobytes()).hexdigest()[:16]
