@@ -26,12 +26,14 @@ class Vocabulary:
 
     Attributes:
         encode: one text to its ids, special tokens included, neither truncated nor padded.
+        decode: ids without padding to a readable text, special tokens left out.
         vocab_size: ids lie in ``[0, vocab_size)``.
         pad_id: fills up short captions.
         eos_id: the id that ends every encoded text, or ``None`` when the source ends texts with nothing.
     """
 
     encode: Callable[[str], list[int]]
+    decode: Callable[[list[int]], str]
     vocab_size: int
     pad_id: int
     eos_id: int | None
@@ -127,6 +129,18 @@ class Tokenizer:
             ids[row, : len(tokens)] = torch.tensor(tokens, dtype=torch.int64)
         return ids
 
+    def decode(self, ids: Tensor) -> str:
+        """The text of one row of ids, int64 ``[context_length]``, without padding and special tokens.
+
+        It is the text as the vocabulary stores it: a tokenizer that lower-cases gives lower case back.
+        """
+        kept = ids.tolist()
+        if self.eos_id is not None and self.eos_id in kept:
+            kept = kept[: kept.index(self.eos_id)]
+        while kept and kept[-1] == self.pad_id:
+            kept.pop()
+        return self.vocabulary.decode(kept)
+
     def _encode(self, text: str) -> list[int]:
         text = unicodedata.normalize("NFC", text)
         if self.canonicalize:
@@ -186,7 +200,11 @@ def _clip_vocabulary() -> Vocabulary:
 
 def _wrap_simple_tokenizer(bpe: Any) -> Vocabulary:
     start, end = bpe.sot_token_id, bpe.eot_token_id
-    return Vocabulary(lambda text: [start, *bpe.encode(text), end], bpe.vocab_size, pad_id=0, eos_id=end)
+
+    def decode(ids: list[int]) -> str:
+        return str(bpe.decode([i for i in ids if i not in (start, end)])).strip()
+
+    return Vocabulary(lambda text: [start, *bpe.encode(text), end], decode, bpe.vocab_size, pad_id=0, eos_id=end)
 
 
 def _sentencepiece_vocabulary(path: Path) -> Vocabulary:
@@ -200,7 +218,11 @@ def _sentencepiece_vocabulary(path: Path) -> Vocabulary:
     pad = eos if eos >= 0 else max(pieces.pad_id(), 0)
     closing = [eos] if eos >= 0 else []
     return Vocabulary(
-        lambda text: [*pieces.encode(text), *closing], pieces.vocab_size(), pad, eos_id=eos if eos >= 0 else None
+        lambda text: [*pieces.encode(text), *closing],
+        pieces.decode,
+        pieces.vocab_size(),
+        pad,
+        eos_id=eos if eos >= 0 else None,
     )
 
 
@@ -216,7 +238,7 @@ def _tokenizers_vocabulary(path: Path) -> Vocabulary:
     fast.no_truncation()
     special = {i for i, token in fast.get_added_tokens_decoder().items() if token.special}
     eos = _closing_special_token(fast.encode("a").ids, special)
-    return Vocabulary(lambda text: list(fast.encode(text).ids), fast.get_vocab_size(), pad, eos)
+    return Vocabulary(lambda text: list(fast.encode(text).ids), fast.decode, fast.get_vocab_size(), pad, eos)
 
 
 def _first_known(fast: Any, names: Sequence[str]) -> int:
@@ -248,7 +270,11 @@ def _wrap_hugging_face(tokenizer: Any, clean: Callable[[str], str] | None) -> Vo
     candidates = (tokenizer.pad_token_id, tokenizer.eos_token_id, 0)
     pad = next(i for i in candidates if i is not None)
     eos = _closing_special_token(encode("a"), set(tokenizer.all_special_ids))
-    return Vocabulary(encode, len(tokenizer), pad, eos)
+
+    def decode(ids: list[int]) -> str:
+        return str(tokenizer.decode(ids, skip_special_tokens=True))
+
+    return Vocabulary(encode, decode, len(tokenizer), pad, eos)
 
 
 def _open_clip_vocabulary(name: str) -> Vocabulary:

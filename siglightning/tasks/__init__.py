@@ -1,1 +1,6 @@
+"""Lightning modules: what is trained, and how it is measured."""
 
+from siglightning.tasks.base import BaseTask
+from siglightning.tasks.contrastive import ContrastiveTask
+
+__all__ = ["BaseTask", "ContrastiveTask"]

@@ -1,0 +1,144 @@
+"""What all tasks share: optimizer and schedule, norms, seeds, and the end of a run that is no longer finite."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningModule
+from lightning.pytorch.cli import OptimizerCallable
+from lightning.pytorch.utilities import rank_zero_info
+from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from siglightning.batch import Batch, InputSpec
+from siglightning.optim import (
+    GroupRule,
+    Schedule,
+    build_optimizer,
+    build_scheduler,
+    describe_groups,
+    freeze,
+    parameter_groups,
+)
+from siglightning.runtime.exits import NotFiniteError
+from siglightning.runtime.seeding import step_seed
+
+
+def adamw(params: Any) -> Optimizer:
+    """AdamW at 1e-3 with beta2 = .95, which the SigLIP paper (section 4.7) found to keep training stable."""
+    return torch.optim.AdamW(params, lr=1e-3, betas=(0.9, 0.95), weight_decay=1e-4)
+
+
+class BaseTask(LightningModule):
+    """Training machinery without a word on what is learnt.
+
+    A subclass sets ``input_spec``, implements the steps, and calls :meth:`log_train` with its loss.
+
+    Args:
+        optimizer: from parameter groups to an optimizer.
+        schedule: the learning rate over the run, stepped with every optimizer step.
+        rules: parameter groups, see :func:`siglightning.optim.parameter_groups`.
+        scalar_lr_mult: factor on the learning rate of t' and b.
+        seed: of every random number drawn on the device while training, together with the step.
+    """
+
+    input_spec: InputSpec
+
+    def __init__(
+        self,
+        optimizer: OptimizerCallable,
+        schedule: Schedule,
+        rules: Sequence[GroupRule],
+        scalar_lr_mult: float,
+        seed: int,
+    ) -> None:
+        super().__init__()
+        self.optimizer_factory, self.schedule = optimizer, schedule
+        self.rules, self.scalar_lr_mult, self.seed = list(rules), scalar_lr_mult, seed
+        self._before_update: list[Tensor] | None = None
+
+    def setup(self, stage: str) -> None:
+        """Apply the rules that freeze, before any strategy wraps the module."""
+        freeze(self, self.rules)
+
+    def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
+        """Build groups, optimizer and schedule; the table of groups is shown once."""
+        optimizer = build_optimizer(self, self.optimizer_factory, self.rules, self.scalar_lr_mult)
+        rank_zero_info(describe_groups(parameter_groups(self, self.rules, self.scalar_lr_mult)))
+        scheduler = build_scheduler(optimizer, self.schedule, self.total_steps)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    @property
+    def total_steps(self) -> int:
+        """Optimizer steps of the whole run.
+
+        Raises:
+            ValueError: neither ``max_steps`` nor ``max_epochs`` with a data module that knows its length.
+        """
+        trainer = self.trainer
+        by_epochs = None
+        steps_per_epoch = getattr(getattr(trainer, "datamodule", None), "steps_per_epoch", None)
+        if trainer.max_epochs is not None and trainer.max_epochs > 0 and steps_per_epoch is not None:
+            by_epochs = trainer.max_epochs * (steps_per_epoch // trainer.accumulate_grad_batches)
+        limits = [limit for limit in (trainer.max_steps, by_epochs) if limit is not None and limit > 0]
+        if not limits:
+            raise ValueError(
+                f"The schedule needs the length of the run, got max_steps {trainer.max_steps} and max_epochs "
+                f"{trainer.max_epochs}. Set `trainer.max_steps`."
+            )
+        return min(limits)
+
+    def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
+        """Seed this step by (seed, step, rank): what is drawn does not depend on how often the run was resumed."""
+        torch.manual_seed(step_seed(self.seed, self.global_step, self.global_rank))
+
+    def log_train(self, loss: Tensor, values: dict[str, Tensor]) -> None:
+        """Log the training loss and what goes with it, at the trainer's logging interval.
+
+        Raises:
+            NotFiniteError: the loss is NaN or infinite. Looked at only at that interval, lest the device wait.
+        """
+        if not self.is_logging_step:
+            return
+        if not bool(torch.isfinite(loss)):
+            raise NotFiniteError(
+                f"The training loss is {loss.item()} at step {self.global_step}. Lower the learning rate, lengthen the "
+                "warm-up or clip gradients (`trainer.gradient_clip_val: 1.0`); the last checkpoint is from before."
+            )
+        self.log("train/loss", loss, prog_bar=True, batch_size=1)
+        self.log_dict({f"train/{name}": value for name, value in values.items()}, batch_size=1)
+        self.log("train/lr", self._peak_group_lr(), batch_size=1)
+
+    @property
+    def is_logging_step(self) -> bool:
+        """Whether the step under way is one that the loggers see."""
+        interval: int = self.trainer.log_every_n_steps  # type: ignore[attr-defined]  # its logger connector sets it
+        return interval > 0 and (self.global_step + 1) % interval == 0
+
+    def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
+        """Log the gradient norm before clipping, and remember the weights for the norm of the update."""
+        if not self.is_logging_step:
+            return
+        parameters = [p for p in _parameters(optimizer) if p.grad is not None]
+        gradients = [p.grad for p in parameters if p.grad is not None]
+        self.log("train/grad_norm", nn.utils.get_total_norm(gradients), batch_size=1)
+        self._before_update = [p.detach().clone() for p in parameters]
+        self._updated = parameters
+
+    def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
+        """Log the norm of the last update (SigLIP paper, Figure 5, bottom)."""
+        if self._before_update is None:
+            return
+        changes = [after.detach() - before for after, before in zip(self._updated, self._before_update, strict=True)]
+        self._before_update = None
+        self.log("train/update_norm", nn.utils.get_total_norm(changes), batch_size=1)
+
+    def _peak_group_lr(self) -> float:
+        optimizer = self.optimizers()
+        assert not isinstance(optimizer, list)  # configure_optimizers makes one
+        return max(float(group["lr"]) for group in optimizer.param_groups)
+
+
+def _parameters(optimizer: Optimizer) -> list[nn.Parameter]:
+    return [parameter for group in optimizer.param_groups for parameter in group["params"]]

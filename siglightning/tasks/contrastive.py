@@ -1,0 +1,227 @@
+"""Contrastive pre-training of two towers with the sigmoid or the softmax loss."""
+
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import torch
+from lightning.pytorch.cli import OptimizerCallable
+from torch import Tensor
+
+from siglightning.batch import Batch, InputSpec
+from siglightning.evaluation import (
+    DEFAULT_TEMPLATES,
+    Evaluation,
+    MetricValue,
+    class_embeddings,
+    evaluate_retrieval,
+    pair_logits,
+    zeroshot_metrics,
+)
+from siglightning.losses import sigmoid_loss, softmax_loss
+from siglightning.models import TwoTower
+from siglightning.optim import GroupRule, Schedule
+from siglightning.tasks.base import BaseTask, adamw
+from siglightning.tasks.embeddings import EmbeddedSet
+
+
+class ContrastiveTask(BaseTask):
+    """Trains a :class:`~siglightning.models.TwoTower` on image-text pairs.
+
+    Validation reports the training loss itself, over fixed groups of ``global_batch_size`` pairs, exact retrieval both
+    ways, and zero-shot accuracy where the data module has ``class_names``. Tests do the same for each test set and
+    leave :attr:`evaluations` for tables and figures.
+
+    Args:
+        network: the two towers with t' and b.
+        loss: ``sigmoid`` (SigLIP) or ``softmax`` (CLIP; its network has ``init_bias: null``).
+        match: what other rows with the same ``match_id`` are to the sigmoid loss: ``positive``, or left out
+            (``ignore``). Never negatives.
+        optimizer: from parameter groups to an optimizer; AdamW with beta2 = .95 unless given.
+        schedule: the learning rate over the run.
+        rules: parameter groups, first match wins; names begin with ``network.``.
+        scalar_lr_mult: factor on the learning rate of t' and b, which at the towers' rate hardly move in a short run.
+        chunk_size: side of a tile of the loss in rows.
+        allow_accumulation: accept ``trainer.accumulate_grad_batches > 1``, which is another objective.
+        seed: of dropout and whatever else is drawn on the device, together with the step.
+
+    Raises:
+        ValueError: a softmax loss with a bias, or a sigmoid loss with match ids it cannot use.
+    """
+
+    def __init__(
+        self,
+        network: TwoTower,
+        loss: Literal["sigmoid", "softmax"] = "sigmoid",
+        match: Literal["positive", "ignore"] = "positive",
+        optimizer: OptimizerCallable = adamw,
+        schedule: Schedule = Schedule(warmup_steps=0.1),  # noqa: B008  # frozen: nobody can change the default
+        rules: Sequence[GroupRule] = (),
+        scalar_lr_mult: float = 1.0,
+        chunk_size: int | None = None,
+        allow_accumulation: bool = False,
+        seed: int = 0,
+    ) -> None:
+        super().__init__(optimizer, schedule, rules, scalar_lr_mult, seed)
+        if loss == "softmax" and network.bias is not None:
+            raise ValueError(
+                "The softmax loss has no bias (a constant cancels), got a network with one. Set "
+                "`model.init_args.network.init_args.init_bias: null`."
+            )
+        self.network, self.loss_name, self.match = network, loss, match
+        self.chunk_size, self.allow_accumulation = chunk_size, allow_accumulation
+        self.input_spec = InputSpec(network.image_size, network.tokenizer)
+        self.evaluations: dict[str, Evaluation] = {}
+        self._sets: dict[int, EmbeddedSet] = {}
+
+    def setup(self, stage: str) -> None:
+        """Check what would silently be another objective, and match b to the batch where asked to.
+
+        Raises:
+            ValueError: accumulation without ``allow_accumulation``, or more than one process.
+        """
+        super().setup(stage)
+        if stage != "fit":
+            return
+        self._check_objective()
+        self.network.set_auto_bias(self.global_batch_size)
+
+    def loss(self, image_embeds: Tensor, text_embeds: Tensor, match_ids: Tensor | None) -> Tensor:
+        """The loss that trains, of unit embeddings ``[b, d]`` and match ids int64 ``[b]``; a scalar in nats."""
+        network = self.network
+        if self.loss_name == "softmax":
+            return softmax_loss(image_embeds, text_embeds, network.log_scale, chunk_size=self.chunk_size)
+        return sigmoid_loss(
+            image_embeds,
+            text_embeds,
+            network.log_scale,
+            network.bias,
+            match_ids=match_ids,
+            match=self.match,
+            chunk_size=self.chunk_size,
+        )
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """Loss of one batch with keys ``image``, ``text`` and perhaps ``match_id``."""
+        slices = self.network.num_slices(len(batch["image"]))
+        self.network.seed_slices(self.seed, self.global_step, self.global_rank * slices)
+        image_embeds, text_embeds = self.network(batch["image"], batch["text"])
+        match_ids = batch.get("match_id")
+        loss = self.loss(image_embeds, text_embeds, match_ids)
+        if self.is_logging_step:
+            self.log_train(loss.detach(), self._monitored(loss, image_embeds, text_embeds, match_ids))
+        return loss
+
+    def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
+        """Embed one batch."""
+        self._embed(batch, dataloader_idx)
+
+    def on_validation_epoch_end(self) -> None:
+        """Log the loss, retrieval and zero-shot accuracy of the validation set."""
+        for embedded in self._sets.values():
+            evaluation = self._evaluate("val", embedded, num_resamples=1)
+            self.log("val/loss", self._group_loss(embedded), batch_size=1)
+            self.log_dict({f"val/{name}": metric.value for name, metric in evaluation.metrics.items()}, batch_size=1)
+        self._sets.clear()
+
+    def test_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
+        """Embed one batch of one test set."""
+        self._embed(batch, dataloader_idx)
+
+    def on_test_epoch_end(self) -> None:
+        """Evaluate every test set and keep the results in :attr:`evaluations`."""
+        names = getattr(self._datamodule, "test_set_names", None) or [f"set {index}" for index in self._sets]
+        self.evaluations = {
+            names[i]: self._evaluate(names[i], embedded, num_resamples=1000) for i, embedded in self._sets.items()
+        }
+        for name, evaluation in self.evaluations.items():
+            values = {f"test/{name}/{key}": metric.value for key, metric in evaluation.metrics.items()}
+            self.log_dict(values, batch_size=1)
+        self._sets.clear()
+
+    def predict_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> dict[str, Any]:
+        """Embeddings of one batch: ``id``, ``image_embed [B, d]`` and, where there are captions, ``text_embed``."""
+        out: dict[str, Any] = {"id": batch.get("id"), "image_embed": self.network.encode_image(batch["image"])}
+        return out | ({"text_embed": self.network.encode_text(batch["text"])} if "text" in batch else {})
+
+    @property
+    def global_batch_size(self) -> int:
+        """Pairs in a global batch, as the data module says.
+
+        Raises:
+            ValueError: a data module without ``global_batch_size``.
+        """
+        size = getattr(self._datamodule, "global_batch_size", None)
+        if size is None:
+            raise ValueError(
+                "Contrastive training needs to know its batch, got a data module without `global_batch_size`. "
+                "Derive it from siglightning.data.BaseDataModule or give it that attribute."
+            )
+        return int(size)
+
+    @property
+    def _datamodule(self) -> Any:
+        return getattr(self.trainer, "datamodule", None)
+
+    def _check_objective(self) -> None:
+        batches, pairs = self.trainer.accumulate_grad_batches, self.global_batch_size
+        if self.trainer.world_size > 1:
+            raise ValueError(
+                f"Contrastive training runs on one process so far, got {self.trainer.world_size}: each would see only "
+                "its own negatives. Set `trainer.devices: 1`; for a large batch use the network's `micro_batch_size`."
+            )
+        if batches > 1 and not self.allow_accumulation:
+            raise ValueError(
+                f"accumulate_grad_batches={batches} does not make a batch of {pairs * batches}: negatives per image "
+                f"stay {pairs - 1}, not {pairs * batches - 1}. For the large batch set `global_batch_size: "
+                f"{pairs * batches}` and the network's `micro_batch_size: {pairs}`; to accumulate all the same, set "
+                "`model.init_args.allow_accumulation: true`."
+            )
+
+    def _monitored(
+        self, loss: Tensor, image_embeds: Tensor, text_embeds: Tensor, match_ids: Tensor | None
+    ) -> dict[str, Tensor]:
+        network = self.network
+        logits = pair_logits(image_embeds, text_embeds, network.log_scale, network.bias, match_ids)
+        values = {
+            "loss_per_pair": loss.detach() / len(image_embeds),
+            "logit_scale": network.log_scale.detach().exp().squeeze(),
+            "positive_logit": logits.positive.float(),
+            "negative_logit": logits.negative.float(),
+        }
+        return values if network.bias is None else values | {"logit_bias": network.bias.detach().squeeze()}
+
+    def _embed(self, batch: Batch, dataloader_idx: int) -> None:
+        image_embeds, text_embeds = self.network(batch["image"], batch["text"])
+        self._sets.setdefault(dataloader_idx, EmbeddedSet()).add(batch, image_embeds, text_embeds)
+
+    def _evaluate(self, name: str, embedded: EmbeddedSet, num_resamples: int) -> Evaluation:
+        evaluation = evaluate_retrieval(
+            name,
+            torch.cat(embedded.images),
+            torch.cat(embedded.texts),
+            torch.cat(embedded.image_ids),
+            torch.cat(embedded.text_ids),
+            captions=torch.cat(embedded.tokens),
+            caption_of=self.network.tokenizer.decode,
+            example_images=embedded.examples.by_row,
+            num_resamples=num_resamples,
+        )
+        evaluation.metrics.update(self._zeroshot(embedded, num_resamples))
+        return evaluation
+
+    def _zeroshot(self, embedded: EmbeddedSet, num_resamples: int) -> dict[str, MetricValue]:
+        class_names = getattr(self._datamodule, "class_names", None)
+        if not class_names or not embedded.labels:
+            return {}
+        templates = getattr(self._datamodule, "prompt_templates", None) or DEFAULT_TEMPLATES
+        classes = class_embeddings(class_names, self._encode_captions, templates)
+        labels = torch.cat(embedded.labels)
+        return zeroshot_metrics(torch.cat(embedded.images), classes, labels, num_resamples=num_resamples)
+
+    def _encode_captions(self, captions: list[str]) -> Tensor:
+        return self.network.encode_text(self.network.tokenizer(captions).to(self.device)).float().cpu()
+
+    def _group_loss(self, embedded: EmbeddedSet) -> float:
+        groups = embedded.loss_groups(self.global_batch_size)
+        losses = [self.loss(*(value.to(self.device) for value in group)) for group in groups]
+        return torch.stack(losses).double().mean().item()

@@ -1,0 +1,67 @@
+"""Collects the embeddings of an evaluation set, batch by batch."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from siglightning.batch import Batch
+from siglightning.evaluation import ExampleImages
+
+
+@dataclass
+class EmbeddedSet:
+    """What one pass over an evaluation set leaves behind; N pictures, M captions.
+
+    Attributes:
+        images: ``[N, d]`` unit rows, in pieces.
+        texts: ``[M, d]`` unit rows, in pieces.
+        tokens: int64 ``[M, L]``, in pieces.
+        image_ids: int64 ``[N]``; equal ids match.
+        text_ids: int64 ``[M]``.
+        first_texts: int64 ``[N]``, row of the first caption of each picture.
+        labels: class indices int64 ``[N]``, where the set has them.
+        examples: a few pictures to show.
+    """
+
+    images: list[Tensor] = field(default_factory=list)
+    texts: list[Tensor] = field(default_factory=list)
+    tokens: list[Tensor] = field(default_factory=list)
+    image_ids: list[Tensor] = field(default_factory=list)
+    text_ids: list[Tensor] = field(default_factory=list)
+    first_texts: list[Tensor] = field(default_factory=list)
+    labels: list[Tensor] = field(default_factory=list)
+    examples: ExampleImages = field(default_factory=ExampleImages)
+
+    def add(self, batch: Batch, image_embeds: Tensor, text_embeds: Tensor) -> None:
+        """Take a batch and its embeddings ``[B, d]``, ``[T, d]``; without ids a picture matches its own captions."""
+        num_images, num_texts = sum(map(len, self.images)), sum(map(len, self.texts))
+        owner = batch.get("text_owner", torch.arange(len(text_embeds), device=text_embeds.device)).cpu()
+        ids = batch.get("match_id", num_images + torch.arange(len(image_embeds))).cpu()
+        first = torch.full((len(image_embeds),), len(owner)).scatter_reduce(
+            0, owner, torch.arange(len(owner)), reduce="amin"
+        )
+        self.images.append(image_embeds.float().cpu())
+        self.texts.append(text_embeds.float().cpu())
+        self.tokens.append(batch["text"].cpu())
+        self.image_ids.append(ids)
+        self.text_ids.append(ids[owner])
+        self.first_texts.append(num_texts + first)
+        if "label" in batch and batch["label"].ndim == 1:
+            self.labels.append(batch["label"].cpu())
+        if "image" in batch:
+            self.examples.offer(num_images, batch["image"])
+
+    def loss_groups(self, group_size: int) -> Sequence[tuple[Tensor, Tensor, Tensor]]:
+        """Fixed groups of ``group_size`` pairs: (image embeddings, first captions' embeddings, match ids).
+
+        The set is shuffled once, always alike, so that a group is not one class or one style. What does not fill a
+        group is left out, since the loss depends on the group's size; a set smaller than a group is one group.
+        """
+        images, ids = torch.cat(self.images), torch.cat(self.image_ids)
+        texts = torch.cat(self.texts)[torch.cat(self.first_texts)]
+        order = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))
+        size = min(group_size, len(images))
+        chunks = torch.split(order[: len(order) // size * size], size)
+        return [(images[rows], texts[rows], ids[rows]) for rows in chunks]
