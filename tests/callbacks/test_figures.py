@@ -44,16 +44,16 @@ def example(captions, correct, truth="a cat"):
 
 
 def test_reader_takes_the_later_of_repeated_steps_in_order(tmp_path):
-    """Steps 20 and 30 were done again after a resume from 10."""
+    """Steps 20 and 30 were done again after a resume from 10, with a step 15 logged between."""
     path = write_csv(
         tmp_path / "metrics.csv",
-        [{"step": s, "train/loss": v} for s, v in ((10, 1.0), (20, 2.0), (30, 3.0), (20, 2.5), (30, 3.5))]
+        [{"step": s, "train/loss": v} for s, v in ((10, 1.0), (20, 2.0), (30, 3.0), (15, 1.5), (20, 2.5), (30, 3.5))]
         + [{"step": 30, "val/loss": 7.0}],
     )
     metrics = read_metrics(path)
     assert set(metrics) == {"train/loss", "val/loss"}
-    assert metrics["train/loss"].steps.tolist() == [10, 20, 30]
-    assert metrics["train/loss"].values.tolist() == [1.0, 2.5, 3.5]
+    assert metrics["train/loss"].steps.tolist() == [10, 15, 20, 30]
+    assert metrics["train/loss"].values.tolist() == [1.0, 1.5, 2.5, 3.5]
     assert metrics["val/loss"].steps.tolist() == [30]
 
 

@@ -2,6 +2,7 @@
 
 import gc
 import io
+import json
 import math
 import os
 import re
@@ -92,10 +93,10 @@ def run_clock(monkeypatch):
 
 
 def tiny_trainer(tmp_path, *callbacks, **options):
-    options = {"max_steps": 12, "log_every_n_steps": 4, "val_check_interval": 6} | options
+    options = {"devices": 1, "max_steps": 12, "log_every_n_steps": 4, "val_check_interval": 6} | options
     bar = any(isinstance(callback, RunProgressBar) for callback in callbacks)
     return Trainer(
-        accelerator="cpu", devices=1, callbacks=list(callbacks), default_root_dir=tmp_path, logger=False,
+        accelerator="cpu", callbacks=list(callbacks), default_root_dir=tmp_path, logger=False,
         enable_checkpointing=False, enable_progress_bar=bar, enable_model_summary=False,
         num_sanity_val_steps=0, limit_val_batches=2, **options,
     )  # fmt: skip
@@ -115,11 +116,54 @@ def test_throughput_counts_images_and_waits_but_not_validation(tmp_path, run_clo
         assert recorder.seen[step] == pytest.approx({"throughput/images_per_s": 8 / 5, "throughput/data_wait": 2 / 5})
 
 
-def test_throughput_with_accumulation_counts_every_micro_batch(tmp_path, run_clock):
-    recorder = Recorder("throughput")
+def test_throughput_with_accumulation_counts_every_micro_batch_and_logs_once_a_step(tmp_path, run_clock):
+    class Counting(Task):
+        num_logged = 0
+
+        def log(self, name, value, **options):
+            self.num_logged += name == "throughput/images_per_s"
+            super().log(name, value, **options)
+
+    recorder, task = Recorder("throughput"), Counting(run_clock)
     options = {"max_steps": 6, "log_every_n_steps": 2, "accumulate_grad_batches": 2, "val_check_interval": 12}
-    tiny_trainer(tmp_path, ThroughputMonitor(), recorder, **options).fit(Task(run_clock), loader(run_clock))
+    tiny_trainer(tmp_path, ThroughputMonitor(), recorder, **options).fit(task, loader(run_clock))
     assert recorder.seen[6]["throughput/images_per_s"] == pytest.approx(8 / 5)
+    assert task.num_logged == 3
+
+
+def test_no_logging_interval_means_no_logging(tmp_path, run_clock):
+    recorder = Recorder(("throughput", "memory"))
+    trainer = tiny_trainer(tmp_path, ThroughputMonitor(), MemoryMonitor(), recorder, log_every_n_steps=0)
+    trainer.fit(Task(run_clock), loader(run_clock))
+    assert recorder.seen[12] == {}
+
+
+class RateOnOwnClock(Recorder):
+    """In each process a clock of its own; the first one's rates go to a file."""
+
+    def __init__(self, path):
+        super().__init__("throughput")
+        self.path = path
+
+    def on_fit_start(self, trainer, pl_module):
+        throughput_module.perf_counter = pl_module.clock
+
+    def on_train_end(self, trainer, pl_module):
+        super().on_train_end(trainer, pl_module)
+        if trainer.is_global_zero:
+            self.path.write_text(json.dumps(self.seen[trainer.global_step]))
+
+
+@pytest.mark.slow
+def test_throughput_is_that_of_all_processes(tmp_path):
+    """Each of two processes does eight images in 3 s; the pictures of a spawned process come from a clock apart."""
+    task = Task(Clock())
+    recorder = RateOnOwnClock(tmp_path / "rate.json")
+    options = {"devices": 2, "strategy": "ddp_spawn", "max_steps": 4, "log_every_n_steps": 2, "val_check_interval": 6}
+    trainer = tiny_trainer(tmp_path, ThroughputMonitor(), recorder, **options)
+    trainer.fit(task, DataLoader(Pictures(Clock()), batch_size=8))
+    rates = json.loads(recorder.path.read_text())
+    assert rates == pytest.approx({"throughput/images_per_s": 16 / 3, "throughput/data_wait": 0.0})
 
 
 def test_memory_is_logged_and_holds_a_big_tensor(tmp_path, run_clock):
@@ -171,6 +215,13 @@ def test_without_terminal_a_line_each_quarter_with_rate_loss_and_time_left(tmp_p
     assert lines[0] == "step 3/12 (25%)  loss 0.3333  2 images/s  0:45 left"
     assert [line.split()[1] for line in lines] == ["3/12", "6/12", "9/12", "12/12"]
     assert lines[-1].endswith("0:00 left")
+
+
+def test_last_step_has_its_line_even_out_of_turn(tmp_path, run_clock):
+    out = io.StringIO()
+    bar = RunProgressBar(percent_per_line=30, console=Console(file=out))
+    tiny_trainer(tmp_path, bar).fit(Task(run_clock), loader(run_clock))
+    assert [line.split()[1] for line in out.getvalue().splitlines()] == ["4/12", "8/12", "11/12", "12/12"]
 
 
 def test_time_left_counts_validation_that_has_been_seen(tmp_path, run_clock):
