@@ -116,8 +116,9 @@ def test_flags_can_be_trained_on_but_never_evaluated(table):
 
 def drawn(mode, table, **options):
     """(caption, picture's row, match_id) of some training batches."""
-    data = module(image_size=48, captions=CaptionChoice({mode: 1.0}, **options), augmentation=OFF)
-    for batch in islice(data.train_dataloader(), 6):
+    choice = CaptionChoice({mode: 1.0}, **options)
+    data = module(image_size=48, captions=choice, augmentation=OFF, train_styles=["noto"])
+    for batch in data.train_dataloader():
         for key, tokens, number in zip(batch["id"], batch["text"], batch["match_id"].tolist(), strict=True):
             yield as_text(tokens), table[key], number
 
@@ -145,12 +146,12 @@ def test_equal_captions_and_only_they_have_equal_match_ids(table):
     number_of = {}
     for caption, _, number in drawn("keyword", table):
         assert number_of.setdefault(caption.casefold(), number) == number
-    assert len(set(number_of.values())) == len(number_of) > 500
+    assert len(set(number_of.values())) == len(number_of) > 400
 
 
 def test_caption_weights_are_kept(table):
     choice = CaptionChoice({"name": 3, "template": 1}, templates=["@{}"])
-    data = module(image_size=48, captions=choice, augmentation=OFF)
+    data = module(image_size=48, captions=choice, augmentation=OFF, train_styles=["noto", "fluent_flat"])
     texts = [as_text(tokens) for batch in islice(data.train_dataloader(), 8) for tokens in batch["text"]]
     assert 0.21 < np.mean([text.startswith("@") for text in texts]) < 0.29  # four standard errors of 2,048
 
