@@ -37,7 +37,7 @@ def read_metrics(path: Path) -> dict[str, Series]:
     if not path.is_file():
         return {}
     with path.open(newline="", encoding="utf-8", errors="replace") as file:
-        for row in csv.DictReader(line.replace("\0", "") for line in file):
+        for row in csv.DictReader(file):
             step = _number(row.get("step"))
             if step is None or not math.isfinite(step):
                 continue
