@@ -81,7 +81,12 @@ def check_divides(micro_batch_size: int, batch_size: int) -> None:
 
 
 def encode_in_slices(
-    encode: Encoder, batch: Tensor, micro_batch_size: int | None, seeds: SliceSeeds | None, tower: str
+    encode: Encoder,
+    batch: Tensor,
+    micro_batch_size: int | None,
+    seeds: SliceSeeds | None,
+    tower: str,
+    recompute: bool = True,
 ) -> Tensor:
     """Apply ``encode`` to slices of a batch, each under activation checkpointing where gradients are wanted.
 
@@ -92,6 +97,8 @@ def encode_in_slices(
             gradients are wanted it must divide ``B``; otherwise the last slice may be shorter.
         seeds: seeds the generators for each slice; ``None`` leaves them alone.
         tower: name of the stream of random numbers.
+        recompute: use checkpointing. ``False`` suits an encoder that keeps next to nothing, such as a frozen tower,
+            which would otherwise run twice.
 
     Returns:
         ``[B, d]``.
@@ -107,7 +114,7 @@ def encode_in_slices(
     rows = []
     for number, part in enumerate(torch.split(batch, micro_batch_size)):
         run = _seeded_encoder(encode, _seed_of(seeds, tower, number))
-        if torch.is_grad_enabled():
+        if recompute and torch.is_grad_enabled():
             # A seeded slice restores its own generators; only an unseeded one needs checkpoint to do it.
             rows.append(checkpoint(run, part, use_reentrant=False, preserve_rng_state=seeds is None))
         else:

@@ -8,8 +8,9 @@ tokenizer, not of the batch.
 import string
 import unicodedata
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from difflib import get_close_matches
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ import torch
 from torch import Tensor
 
 SCHEMES = ("clip", "sentencepiece:", "hf:", "open_clip:")
+CACHED_CAPTIONS = 2**15  # some 10 MB a process; captions come back every epoch, and cleaning them costs 0.1 ms each
 _NO_PUNCTUATION = str.maketrans("", "", string.punctuation)
 
 
@@ -32,7 +34,7 @@ class Vocabulary:
         eos_id: the id that ends every encoded text, or ``None`` when the source ends texts with nothing.
     """
 
-    encode: Callable[[str], list[int]]
+    encode: Callable[[str], Sequence[int]]
     decode: Callable[[list[int]], str]
     vocab_size: int
     pad_id: int
@@ -85,13 +87,13 @@ class Tokenizer:
         self.canonicalize = canonicalize
         self._given_pad_id = pad_id
         self.truncated = 0
-        self._vocabulary: Vocabulary | None = open_vocabulary(source)
+        self._vocabulary: Vocabulary | None = _with_memory(open_vocabulary(source))
 
     @property
     def vocabulary(self) -> Vocabulary:
         """The source of ids, read from disk again after unpickling."""
         if self._vocabulary is None:
-            self._vocabulary = open_vocabulary(self.source)
+            self._vocabulary = _with_memory(open_vocabulary(self.source))
         return self._vocabulary
 
     @property
@@ -141,7 +143,7 @@ class Tokenizer:
             kept.pop()
         return self.vocabulary.decode(kept)
 
-    def _encode(self, text: str) -> list[int]:
+    def _encode(self, text: str) -> Sequence[int]:
         text = unicodedata.normalize("NFC", text)
         if self.canonicalize:
             text = canonicalize(text)
@@ -149,10 +151,8 @@ class Tokenizer:
         if len(tokens) <= self.context_length:
             return tokens
         self.truncated += 1
-        tokens = tokens[: self.context_length]
-        if self.eos_id is not None:
-            tokens[-1] = self.eos_id
-        return tokens
+        closing = [] if self.eos_id is None else [self.eos_id]
+        return [*tokens[: self.context_length - len(closing)], *closing]
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_vocabulary": None}
@@ -175,6 +175,11 @@ def open_vocabulary(source: str) -> Vocabulary:
     if scheme == "hf" and rest:
         return _hugging_face_vocabulary(rest)
     return _vocabulary_from_path(Path(rest if scheme == "sentencepiece" else source))
+
+
+def _with_memory(vocabulary: Vocabulary) -> Vocabulary:
+    """The same vocabulary, which remembers the captions that it saw last."""
+    return replace(vocabulary, encode=lru_cache(CACHED_CAPTIONS)(vocabulary.encode))
 
 
 def _vocabulary_from_path(path: Path) -> Vocabulary:

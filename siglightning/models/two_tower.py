@@ -113,11 +113,11 @@ class TwoTower(nn.Module):
             ``[B, embed_dim]``, rows of length one. Normalised in fp32 (fp64 stays fp64), then returned in the type
             in which the tower computes (half precision under autocast).
         """
-        return self._encode(self._encode_image_slice, image, "image")
+        return self._encode(self._encode_image_slice, image, self.image_tower, "image")
 
     def encode_text(self, text: Tensor) -> Tensor:
         """Embed captions, int64 ``[T, context_length]``, as unit rows ``[T, embed_dim]``; see :meth:`encode_image`."""
-        return self._encode(self._encode_text_slice, text, "text")
+        return self._encode(self._encode_text_slice, text, self.text_tower, "text")
 
     def normalise(self, image: Tensor) -> Tensor:
         """Pictures as the image tower wants them: uint8 scaled to [0, 1] and standardised; others only cast."""
@@ -175,9 +175,10 @@ class TwoTower(nn.Module):
         self._keep_frozen()
         return self
 
-    def _encode(self, encode: Callable[[Tensor], Tensor], batch: Tensor, name: str) -> Tensor:
+    def _encode(self, encode: Callable[[Tensor], Tensor], batch: Tensor, tower: nn.Module, name: str) -> Tensor:
         seeds = self._slice_seeds if self.training else None
-        return encode_in_slices(encode, batch, self.micro_batch_size, seeds, name)
+        recompute = not self._is_frozen(tower)
+        return encode_in_slices(encode, batch, self.micro_batch_size, seeds, name, recompute)
 
     def _encode_image_slice(self, image: Tensor) -> Tensor:
         features = self._tower_features(self.image_tower, self.normalise(image))
@@ -187,10 +188,12 @@ class TwoTower(nn.Module):
         return unit_rows(self.text_projection(self._tower_features(self.text_tower, text)))
 
     def _tower_features(self, tower: nn.Module, inputs: Tensor) -> Tensor:
-        is_frozen = any(tower is frozen for frozen in self._frozen)
-        with torch.set_grad_enabled(torch.is_grad_enabled() and not is_frozen):
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not self._is_frozen(tower)):
             features: Tensor = tower(inputs)
         return features
+
+    def _is_frozen(self, tower: nn.Module) -> bool:
+        return any(tower is frozen for frozen in self._frozen)
 
     def _keep_frozen(self) -> None:
         for tower in self._frozen:

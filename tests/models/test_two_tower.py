@@ -182,6 +182,15 @@ def test_frozen_tower_stays_in_evaluation_mode_and_learns_nothing(batch):
     assert not any(p.requires_grad for p in network.image_tower.parameters())
 
 
+@pytest.mark.parametrize(("freeze_image", "passes"), [(True, 4), (False, 8)])
+def test_only_trained_towers_keep_a_graph_and_run_again_in_backward(batch, freeze_image, passes):
+    network = tiny(micro_batch_size=2, freeze_image=freeze_image)
+    with_gradients = []
+    network.image_tower.layers.register_forward_hook(lambda *_: with_gradients.append(torch.is_grad_enabled()))
+    outputs_and_grads(network, batch)
+    assert with_gradients == [not freeze_image] * passes
+
+
 def test_scale_and_bias_stay_fp32_through_casts():
     network = tiny(init_log_scale=2.302585).bfloat16()
     assert network.image_projection.weight.dtype == torch.bfloat16
