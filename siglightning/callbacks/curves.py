@@ -59,7 +59,7 @@ def draw_recall(metrics: Metrics, path: Path) -> bool:
         title: {f"val/{way}_recall@{k}": f"R@{k}" for k in (1, 5, 10)}
         for title, way in (("Image to text: recall at k", "i2t"), ("Text to image: recall at k", "t2i"))
     }
-    return _draw_panels("Retrieval on the validation set", panels, metrics, path, unit_interval=True)
+    return _draw_panels("Retrieval on the validation set", panels, metrics, path, shares=True)
 
 
 def _learning_rates(metrics: Metrics) -> dict[str, str]:
@@ -81,9 +81,12 @@ def _draw_panels(
     metrics: Metrics,
     path: Path,
     log: set[str] | None = None,
-    unit_interval: bool = False,
+    shares: bool = False,
 ) -> bool:
-    """One row of panels ``{axis title: {metric: label}}``; writes nothing when no metric exists."""
+    """One row of panels ``{axis title: {metric: label}}``; writes nothing when no metric exists.
+
+    Shares, which begin at 0 and end at 1 at most, have the same scale in all panels.
+    """
     panels = {
         name: {key: label for key, label in curves.items() if key in metrics and _is_drawable(metrics[key])}
         for name, curves in panels.items()
@@ -93,10 +96,13 @@ def _draw_panels(
         return False
     figure = Figure(figsize=(4.6 * len(panels), 3.4), dpi=_DPI, layout="constrained", facecolor="white")
     figure.suptitle(title, x=0.01, ha="left", fontsize=12, fontweight="bold", color=INK)
-    for axes, (name, curves) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels.items(), strict=True):
+    rows = figure.subplots(1, len(panels), squeeze=False, sharey=shares)
+    for axes, (name, curves) in zip(rows[0], panels.items(), strict=True):
         for colour, (key, label) in zip(_PALETTE, curves.items(), strict=False):
             _draw_curve(axes, metrics[key], label, colour)
-        _dress(axes, name, logarithmic=name in (log or ()), unit_interval=unit_interval)
+        _dress(axes, name, logarithmic=name in (log or ()))
+    if shares:
+        rows[0, 0].set_ylim(0, min(1.0, rows[0, 0].get_ylim()[1] * 1.1))
     figure.savefig(path)
     return True
 
@@ -137,7 +143,7 @@ def _running_mean(values: NDArray[np.float64]) -> NDArray[np.float64]:
     return means
 
 
-def _dress(axes: Any, title: str, logarithmic: bool, unit_interval: bool) -> None:
+def _dress(axes: Any, title: str, logarithmic: bool) -> None:
     axes.set_title(title, loc="left", fontsize=10, color=INK)
     axes.set_xlabel("step", fontsize=9, color=INK)
     axes.tick_params(labelsize=8, colors=INK)
@@ -151,7 +157,5 @@ def _dress(axes: Any, title: str, logarithmic: bool, unit_interval: bool) -> Non
         axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
         axes.yaxis.set_minor_locator(NullLocator())
-    if unit_interval:
-        axes.set_ylim(0, 1)
     if axes.get_legend_handles_labels()[1] and any(axes.get_legend_handles_labels()[1]):
-        axes.legend(frameon=False, fontsize=8)
+        axes.legend(fontsize=8, frameon=True, framealpha=0.85, edgecolor="none")

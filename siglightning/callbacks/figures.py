@@ -30,8 +30,6 @@ class FigureWriter(Callback):
         """Draw the curves."""
         if not trainer.is_global_zero:
             return
-        for logger in trainer.loggers:
-            logger.save()
         metrics = read_metrics(metrics_path(trainer))
         folder = figure_folder(trainer)
         for name, draw in _CURVES.items():
