@@ -69,6 +69,11 @@ def test_first_rule_wins_and_norms_inside_it_do_not_decay():
     assert table["t' and b (no decay)"][1:] == (7, 0.0)
 
 
+def test_norms_over_several_dimensions_do_not_decay():
+    module = nn.Sequential(nn.Linear(4, 4, bias=False), nn.LayerNorm((4, 4)))
+    assert membership(module) == {"default": ["0.weight"], "default (no decay)": ["1.bias", "1.weight"]}
+
+
 def test_every_parameter_is_in_exactly_one_group():
     module = Toy()
     seen = [p for group in parameter_groups(module, [GroupRule("text")]) for p in group.parameters.values()]

@@ -288,8 +288,13 @@ def _open_clip_vocabulary(name: str) -> Vocabulary:
 
     from siglightning.models.open_clip_towers import resolve_model_name
 
+    resolved = resolve_model_name(name)
+    text = (open_clip.get_model_config(resolved) or {}).get("text_cfg", {}) if ":" not in resolved else {}
+    if "siglip" in resolved.lower() and text and "hf_tokenizer_name" not in text:
+        # open_clip would now guess a vocabulary from the name of the model and download it.
+        raise ValueError(f"The config of open_clip model {name!r} names no tokenizer; give `tokenizer`, e.g. clip.")
     try:
-        tokenizer = open_clip.get_tokenizer(resolve_model_name(name))
+        tokenizer = open_clip.get_tokenizer(resolved)
     except (OSError, FileNotFoundError) as error:
         raise ValueError(
             f"The tokenizer of open_clip model {name!r} could not be loaded ({_first_line(error)}). "

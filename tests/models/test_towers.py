@@ -169,18 +169,31 @@ def test_different_families_are_projected(open_clip_config, tokenizer_file):
 def test_timm_is_reproduced_from_a_weights_file(tmp_path, name):
     """The file still holds the classifier; mobilenet widens its features behind the pooling."""
     torch.manual_seed(4)
-    size = {"img_size": 32} if name.startswith("vit") else {}
-    model = timm.create_model(name, **size).eval()
+    depth = {"depth": 1} if name.startswith("vit") else {}
+    size = {"img_size": 32} if depth else {}
+    model = timm.create_model(name, **size, **depth).eval()
     torch.save(model.state_dict(), tmp_path / "weights.pt")
-    tower = build_image_tower(
-        TowerConfig(f"timm:{name}", pretrained=str(tmp_path / "weights.pt")), image_size=32
-    ).eval()
+    config = TowerConfig(f"timm:{name}", pretrained=str(tmp_path / "weights.pt"), kwargs=depth)
+    tower = build_image_tower(config, image_size=32).eval()
     pixels = with_mean_and_std(tower.mean, tower.std)
     expected = model.forward_head(model.forward_features(pixels), pre_logits=True)
     torch.testing.assert_close(tower(pixels), expected, rtol=0, atol=1e-6)
     assert tower.width == expected.shape[1]
     assert (tower.mean, tower.std) == (model.default_cfg["mean"], model.default_cfg["std"])
     assert tower.image_size == 32
+
+
+def test_config_that_names_no_tokenizer_asks_for_one(open_clip_config):
+    with pytest.raises(ValueError, match="names no tokenizer; give `tokenizer`"):
+        TwoTower(f"open_clip:{open_clip_config}", f"open_clip:{open_clip_config}")
+
+
+def test_unreachable_hub_says_to_give_a_path(monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(ValueError, match="Check the name and the connection, or give the path of a downloaded copy"):
+        build_image_tower(TowerConfig("hf:nobody/no-such-model"))
+    with pytest.raises(ValueError, match=r"could not be built.*without a connection, give `pretrained` the path"):
+        build_image_tower(TowerConfig("timm:vit_tiny_patch16_224", pretrained=True, kwargs={"depth": 1}))
 
 
 @pytest.mark.parametrize(
