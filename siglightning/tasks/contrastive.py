@@ -34,8 +34,8 @@ class ContrastiveTask(BaseTask):
     Args:
         network: the two towers with t' and b.
         loss: ``sigmoid`` (SigLIP) or ``softmax`` (CLIP; its network has ``init_bias: null``).
-        match: what other rows with the same ``match_id`` are to the sigmoid loss: ``positive``, or left out
-            (``ignore``). Never negatives.
+        match: what other rows with the same ``match_id`` are to the sigmoid loss: positives too, left out
+            (``ignore``), or negatives like any other (``none``, which is what other trainers do).
         optimizer: from parameter groups to an optimizer; AdamW with beta2 = .95 unless given.
         schedule: the learning rate over the run.
         rules: parameter groups, first match wins; names begin with ``network.``.
@@ -45,14 +45,14 @@ class ContrastiveTask(BaseTask):
         seed: of dropout and whatever else is drawn on the device, together with the step.
 
     Raises:
-        ValueError: a softmax loss with a bias, or a sigmoid loss with match ids it cannot use.
+        ValueError: a softmax loss with a bias.
     """
 
     def __init__(
         self,
         network: TwoTower,
         loss: Literal["sigmoid", "softmax"] = "sigmoid",
-        match: Literal["positive", "ignore"] = "positive",
+        match: Literal["positive", "ignore", "none"] = "positive",
         optimizer: OptimizerCallable = adamw,
         schedule: Schedule = Schedule(warmup_steps=0.1),  # noqa: B008  # frozen: nobody can change the default
         rules: Sequence[GroupRule] = (),
@@ -95,8 +95,8 @@ class ContrastiveTask(BaseTask):
             text_embeds,
             network.log_scale,
             network.bias,
-            match_ids=match_ids,
-            match=self.match,
+            match_ids=None if self.match == "none" else match_ids,
+            match="ignore" if self.match == "ignore" else "positive",
             chunk_size=self.chunk_size,
         )
 

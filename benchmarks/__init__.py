@@ -1,0 +1,1 @@
+"""Measurements side by side; run one with `python -m benchmarks.NAME`."""
