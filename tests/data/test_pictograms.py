@@ -149,6 +149,19 @@ def test_equal_captions_and_only_they_have_equal_match_ids(table):
     assert len(set(number_of.values())) == len(number_of) > 400
 
 
+def test_names_of_one_concept_match_in_every_wording_and_language(table):
+    """Two drawings of a dog are no negatives for being called "dog" here and "an emoji of dog" or "Hund" there."""
+    plain = {row["name_en"]: number for _, row, number in drawn("name", table)}
+    for mode, options in (("template", {}), ("name_and_keywords", {}), ("locale", {"locales": ["de", "ja"]})):
+        shared = {}
+        for caption, row, number in drawn(mode, table, **options):
+            owner = shared.setdefault(caption, row["name_en"])  # two concepts may have one German name
+            assert number == plain[row["name_en"]] or owner != row["name_en"], caption
+    numbers = {}
+    for caption, _, number in drawn("locale", table, locales=["de"]):
+        assert numbers.setdefault(caption, number) == number
+
+
 def test_caption_weights_are_kept(table):
     choice = CaptionChoice({"name": 3, "template": 1}, templates=["@{}"])
     data = module(image_size=48, captions=choice, augmentation=OFF, train_styles=["noto", "fluent_flat"])

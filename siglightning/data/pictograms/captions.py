@@ -63,9 +63,13 @@ class Captions:
         self._keywords: list[list[str]] = archive.pictures["tags"].to_pylist()
         self._names: list[str] = archive.concepts["name_en"].to_pylist()
         self._foreign: list[list[str]] = []
+        self._subject_of: dict[str, str] = {}
         self._thresholds = np.cumsum(choice.shares())
         if choice.weights.get("locale", 0.0) > 0:
             self._foreign = _foreign_names(archive, choice.locales)
+            for name, foreign in zip(self._names, self._foreign, strict=True):
+                for caption in foreign:
+                    self._subject_of.setdefault(caption, name)
 
     def name(self, row: int) -> str:
         """The English name of a picture."""
@@ -75,8 +79,12 @@ class Captions:
         """The English name and every keyword, without repetitions."""
         return list(dict.fromkeys([self.name(row), *self._keywords[row]]))
 
-    def draw(self, row: int, numbers: NDArray[np.float64]) -> str:
-        """One caption for training.
+    def draw(self, row: int, numbers: NDArray[np.float64]) -> tuple[str, str]:
+        """One caption for training, and its subject: captions of one subject match each other's pictures.
+
+        Whatever holds the name, in any language, has the English name as its subject, so that two drawings of a dog
+        are not negatives for being called "dog" and "Hund". A keyword is its own subject, since many concepts share
+        it; so equal captions always have equal subjects.
 
         Args:
             row: the picture.
@@ -85,20 +93,22 @@ class Captions:
         mode = MODES[int(np.searchsorted(self._thresholds, numbers[0], side="right").clip(max=len(MODES) - 1))]
         name, keywords = self.name(row), self._keywords[row]
         if mode == "template":
-            return _pick(self.choice.templates, numbers[1]).format(name)
+            return _pick(self.choice.templates, numbers[1]).format(name), name
         if mode == "locale":
-            return _pick(self._foreign[self._concept[row]] or [name], numbers[1])
+            caption = _pick(self._foreign[self._concept[row]] or [name], numbers[1])
+            return caption, self._subject_of.get(caption, caption)
         if mode == "keyword":
-            return _pick(keywords or [name], numbers[1])
+            caption = _pick(keywords or [name], numbers[1])
+            return caption, caption
         if mode == "name_and_keywords" and keywords:
             first, count = int(numbers[1] * len(keywords)), 1 + int(numbers[2] * min(_MAX_KEYWORDS, len(keywords)))
-            return ", ".join([name, *(keywords + keywords)[first : first + count]])
-        return name
+            return ", ".join([name, *(keywords + keywords)[first : first + count]]), name
+        return name, name
 
 
-def match_number(caption: str) -> int:
-    """Equal captions, equal int64 numbers; case and surrounding blanks do not count."""
-    digest = hashlib.blake2b(caption.strip().casefold().encode(), digest_size=8).digest()
+def match_number(subject: str) -> int:
+    """Equal subjects, equal int64 numbers; case and surrounding blanks do not count."""
+    digest = hashlib.blake2b(subject.strip().casefold().encode(), digest_size=8).digest()
     return int.from_bytes(digest, "little", signed=True)
 
 

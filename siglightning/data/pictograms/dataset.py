@@ -101,7 +101,7 @@ class TrainingPictograms(PictogramDataset):
             self._pictures = list(torch.stack([self._archive.read_image(row) for row in self.rows.tolist()]))
 
     def __getitems__(self, keys: Sequence[SampleKey | int]) -> list[Sample]:
-        """Samples of one epoch; `match_id` stands for the drawn caption: equal captions are never negatives."""
+        """Samples of one epoch; `match_id` stands for the subject of the drawn caption."""
         full_keys = as_keys(keys)
         epochs = {key.epoch for key in full_keys}
         if len(epochs) > 1:
@@ -114,6 +114,6 @@ class TrainingPictograms(PictogramDataset):
         numbers = uniform("caption", self._seed, epoch, index, DRAWS_PER_CAPTION)
         samples = []
         for i, image, draws in zip(index.tolist(), images, numbers, strict=True):
-            caption = self._captions.draw(int(self.rows[i]), draws)
-            samples.append(self._sample(i, image, [caption], match_number(caption)))
+            caption, subject = self._captions.draw(int(self.rows[i]), draws)
+            samples.append(self._sample(i, image, [caption], match_number(subject)))
         return samples
