@@ -4,7 +4,7 @@ import os
 import signal
 
 import torch
-from lightning.pytorch import LightningDataModule, LightningModule
+from lightning.pytorch import Callback, LightningDataModule, LightningModule
 from lightning.pytorch.cli import OptimizerCallable
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
@@ -112,3 +112,20 @@ class TinyData(LightningDataModule):
 
     def test_dataloader(self) -> DataLoader:
         return DataLoader(self.rows, batch_size=BATCH)
+
+
+class Crash(Callback):
+    """A callback that ends the run in the middle of a step, or of the validation that follows one."""
+
+    def __init__(self, step: int, in_validation: bool = False) -> None:
+        self.step, self.in_validation = step, in_validation
+
+    def on_before_optimizer_step(self, trainer, pl_module, optimizer) -> None:
+        self.crash(trainer, in_validation=False)
+
+    def on_validation_batch_end(self, trainer, *_) -> None:
+        self.crash(trainer, in_validation=True)
+
+    def crash(self, trainer, in_validation: bool) -> None:
+        if trainer.global_step == self.step and self.in_validation == in_validation and not trainer.sanity_checking:
+            raise RuntimeError("the machine is gone")

@@ -81,6 +81,17 @@ def test_a_crash_leaves_no_mark(undisturbed, fit, every, fail_at):
     }
 
 
+@pytest.mark.parametrize(("every", "step"), [(1, 4), (2, 8), (500, 8)])
+def test_a_crash_in_a_validation_repeats_it(undisturbed, fit, every, step):
+    """A step is saved after its validation, so the validation cut off is neither lost nor half counted."""
+    more = ("--run_dir", "cut", f"--checkpoint.every_n_steps={every}")
+    crash = f"{{class_path: cli_examples.Crash, init_args: {{step: {step}, in_validation: true}}}}"
+    assert fit(*more, "--config", f"{{trainer: {{callbacks: [{crash}]}}}}")[0] == 1
+    code, out = fit(*more, "--config", "{trainer: {callbacks: null}}")
+    assert code == 0, out
+    assert_same_run("cut", undisturbed)
+
+
 def test_kill_9_then_the_same_command_again(undisturbed, fit, here):
     """Nothing runs after SIGKILL: what is on disk must do, and the lock must be free."""
     arguments = ["fit", "--config", "tiny.yaml", "--trust_imports", "cli_examples", "--run_dir", "cut"]

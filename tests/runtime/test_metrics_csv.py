@@ -50,6 +50,15 @@ def test_a_resumed_file_equals_the_undisturbed_one(tmp_path):
         assert path.read_text() == (tmp_path / "whole.csv").read_text()
 
 
+def test_rows_after_the_checkpoint_are_dropped(tmp_path):
+    """Those of the first start that the second one does not log again, and their columns, are gone."""
+    log(MetricsCsvLogger(tmp_path / "whole.csv"), 0, 3)
+    path = tmp_path / "cut.csv"
+    log(MetricsCsvLogger(path), 0, 11)
+    log(MetricsCsvLogger(path, resume_step=2), 2, 3)
+    assert path.read_text() == (tmp_path / "whole.csv").read_text()
+
+
 def test_a_row_cut_short_by_a_crash_is_dropped(tmp_path):
     log(MetricsCsvLogger(tmp_path / "whole.csv"), 0, 12)
     path = tmp_path / "cut.csv"

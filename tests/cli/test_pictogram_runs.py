@@ -1,0 +1,118 @@
+"""The command line with the real task on real rows: a small tower on the embedded pictograms."""
+
+import csv
+import json
+
+import pytest
+import torch
+
+from siglightning.cli import main
+
+SMALL = """
+model:
+  init_args:
+    network:
+      init_args:
+        image_tower: {name: "local:conv", kwargs: {width: 8, depths: [1, 1, 1]}}
+        text_tower: {name: "local:text_transformer", kwargs: {width: 16, depth: 1, heads: 2}}
+        embed_dim: 16
+data:
+  init_args: {global_batch_size: 16}
+trainer:
+  max_steps: 8
+  val_check_interval: 4
+  log_every_n_steps: 1
+  enable_progress_bar: false
+  enable_model_summary: false
+  callbacks: null
+  num_sanity_val_steps: 0
+  limit_val_batches: 1
+  limit_test_batches: 1
+"""
+
+
+@pytest.fixture
+def fit(here, capsys):
+    """Call ``siglightning fit`` with the quickstart made small; gives the exit code and all that is printed."""
+    (here / "small.yaml").write_text(SMALL)
+
+    def run(*arguments: str) -> tuple[int, str]:
+        common = ["fit", "--config", "quickstart", "--config", "small.yaml", "--trust_imports", "cli_examples"]
+        code = main([*common, *arguments])
+        return code, "".join(capsys.readouterr())
+
+    return run
+
+
+def metrics(run_dir):
+    with (run_dir / "metrics.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    return [{k: v for k, v in row.items() if not k.startswith(("throughput/", "memory/"))} for row in rows]
+
+
+def test_a_cut_off_run_ends_like_an_undisturbed_one(fit, here):
+    """The real sampler, augmentation, loss, optimizer and schedule, stopped between two checkpoints."""
+    more = ["--test_after_fit=false", "--checkpoint.every_n_steps=3"]
+    code, out = fit("--run_dir", "whole", *more)
+    assert code == 0, out
+    crash = "{trainer: {callbacks: [{class_path: cli_examples.Crash, init_args: {step: 7}}]}}"
+    assert fit("--run_dir", "cut", *more, "--config", crash)[0] == 1
+    code, out = fit("--run_dir", "cut", *more)
+    assert code == 0, out
+    assert "Resuming cut from step 6" in out
+
+    assert metrics(here / "cut") == metrics(here / "whole")
+    assert len([row for row in metrics(here / "cut") if row["train/loss"]]) == 8
+    cut, whole = (
+        torch.load(here / name / "checkpoints" / "step-00000008.ckpt", weights_only=True) for name in ("cut", "whole")
+    )
+    torch.testing.assert_close(cut["state_dict"], whole["state_dict"], rtol=0, atol=0)
+    moments = [checkpoint["optimizer_states"][0]["state"] for checkpoint in (cut, whole)]
+    assert len(moments[0]) > 10
+    torch.testing.assert_close(*moments, rtol=0, atol=0)
+    assert cut["lr_schedulers"] == whole["lr_schedulers"]
+
+
+def test_a_whole_run_leaves_what_the_reader_needs(fit, here):
+    code, out = fit("--run_dir", "run", "--trainer.max_steps=2")
+    assert code == 0, out
+    expected = {"config.yaml", "env.json", "metrics.csv", "exit.json", "checkpoints", "figures", "summary.json"}
+    assert expected <= {path.name for path in (here / "run").iterdir()}
+    assert json.loads((here / "run" / "exit.json").read_text())["status"] == "done"
+    last = metrics(here / "run")[-1]
+    assert 0 <= float(last["test/seen_concepts/t2i_recall@1"]) <= 1
+    assert "seen_concepts" in out
+
+
+MISTAKES = {
+    "no folder": (["--data.root=missing"], "missing"),
+    "empty folder": (["--data.root=empty"], "empty"),
+    "batch": (["--data.global_batch_size=100000"], "100000"),
+    "image tower": (["--model.network.init_args.image_tower.name=timm:vit_tiny_patch16_22"], "vit_tiny_patch16_224"),
+    "text tower": (["--model.network.init_args.text_tower.name=local:text_transfromer"], "text_transformer"),
+    "class": (["--data=PictogramDataModul"], "Did you mean 'PictogramDataModule'?"),
+    "argument": (["--data.global_batchsize=4"], "Did you mean 'global_batch_size'?"),
+    "run directory": (["--run_dir=small.yaml/run"], "small.yaml/run"),
+}
+
+
+@pytest.mark.parametrize("name", MISTAKES)
+def test_bad_input_ends_before_training(name, fit, here):
+    (here / "empty").mkdir()
+    before = sorted(here.rglob("*"))
+    arguments, expected = MISTAKES[name]
+    code, out = fit(*arguments)
+    assert code == 2, out
+    errors = [line for line in out.splitlines() if line.startswith("error: ")]
+    assert len(errors) == 1, out
+    assert expected in errors[0]
+    assert "Traceback" not in out
+    assert sorted(here.rglob("*")) == before
+
+
+def test_a_checkpoint_of_another_size_is_refused(fit, here):
+    assert fit("--run_dir", "run", "--trainer.max_steps=1", "--test_after_fit=false")[0] == 0
+    code, out = fit("--run_dir", "run", "--trainer.max_steps=2", "--model.network.init_args.embed_dim=24")
+    assert code == 2, out
+    assert "is a checkpoint of another model: " in out
+    assert "in the model and " in out
