@@ -1,0 +1,48 @@
+"""Imports go one way: each room may look only at the rooms listed for it."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+import siglightning
+
+ROOT = Path(siglightning.__file__).parent
+# room -> what it must not import, by prefix
+FORBIDDEN = {
+    "losses": ("lightning", "siglightning.models", "siglightning.tasks", "siglightning.data"),
+    "models": ("lightning", "siglightning.losses", "siglightning.tasks", "siglightning.data"),
+    "evaluation": ("lightning", "siglightning.tasks", "siglightning.data", "siglightning.models"),
+    "optim.py": ("lightning", "siglightning."),
+    "batch.py": ("lightning", "siglightning."),
+    "data": ("siglightning.tasks", "siglightning.models", "siglightning.losses"),
+    "tasks": ("siglightning.data",),
+    "callbacks": ("siglightning.data", "siglightning.tasks"),
+    "runtime": ("siglightning.data", "siglightning.tasks", "siglightning.models"),
+    "__init__.py": ("torch", "lightning", "siglightning."),
+}
+
+
+def imported_names(path):
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: write imports in full"
+            yield node.module
+
+
+def test_every_room_is_listed():
+    rooms = {path.name for path in ROOT.iterdir() if path.suffix == ".py" or (path / "__init__.py").is_file()}
+    assert rooms == {*FORBIDDEN, "cli", "commands", "__main__.py"}
+
+
+@pytest.mark.parametrize("room", FORBIDDEN)
+def test_no_room_imports_what_it_must_not_know(room):
+    files = [ROOT / room] if room.endswith(".py") else sorted((ROOT / room).rglob("*.py"))
+    for path in files:
+        for name in imported_names(path):
+            assert not (name + ".").startswith("siglightning.cli."), f"{path}: nothing imports the command line"
+            assert not any((name + ".").startswith(prefix.rstrip(".") + ".") for prefix in FORBIDDEN[room]), (
+                f"{path.relative_to(ROOT)} imports {name}"
+            )
