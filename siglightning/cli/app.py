@@ -124,6 +124,11 @@ class SigCLI(LightningCLI):
         require_known("trainer.strategy", config.trainer.strategy, StrategyRegistry.available_strategies())
         require_known("trainer.accelerator", config.trainer.accelerator, AcceleratorRegistry.available_accelerators())
         require_file(config.ckpt_path)
+        if config.trainer.default_root_dir is not None:
+            raise ValueError(
+                f"Everything of a run goes into one directory: use --run_dir {config.trainer.default_root_dir} "
+                "instead of trainer.default_root_dir."
+            )
         self.session.open(str(self.subcommand), config)
         self._saved_config = self._parser(self.subcommand).dump(config, skip_none=False)
         run_dir = self.session.run_dir

@@ -93,6 +93,8 @@ MISTAKES = {
     "class": (["--data=PictogramDataModul"], "Did you mean 'PictogramDataModule'?"),
     "argument": (["--data.global_batchsize=4"], "Did you mean 'global_batch_size'?"),
     "run directory": (["--run_dir=small.yaml/run"], "small.yaml/run"),
+    "second directory": (["--trainer.default_root_dir=elsewhere"], "use --run_dir elsewhere"),
+    "accumulation": (["--trainer.accumulate_grad_batches=4"], "negatives per image stay"),
 }
 
 
