@@ -159,6 +159,10 @@ class SigCLI(LightningCLI):
 
     @override
     def after_instantiate_classes(self) -> None:
+        if self.subcommand == "fit":
+            for part in (self.datamodule, self.model):
+                if hasattr(part, "check_processes"):  # here, since later each process would say it
+                    part.check_processes(self.trainer.world_size)
         self._checkpoint = self._choose_checkpoint()
         if self._checkpoint is not None and not is_overridden("configure_model", self.model):
             require_same_model(self.model.state_dict(), self._checkpoint)

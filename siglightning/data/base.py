@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader, Dataset, SequentialSampler
 
 from siglightning.batch import InputSpec
 from siglightning.data.collate import Collate, Sample
-from siglightning.data.sampler import EvaluationSampler, GlobalBatchSampler, SampleKey
+from siglightning.data.sampler import EvaluationSampler, GlobalBatchSampler, SampleKey, check_global_batch
 
 
 class SampleDataset(Dataset[Sample], ABC):
@@ -117,6 +117,10 @@ class BaseDataModule(LightningDataModule, ABC):
         limit = 1.0 if self.trainer is None else self.trainer.limit_train_batches
         limited = limit if isinstance(limit, int) else int(whole * (1.0 if limit is None else limit))
         return min(whole, limited)
+
+    def check_processes(self, world_size: int) -> None:
+        """Raises ``ValueError`` unless a global batch can be shared; the command line asks before processes start."""
+        check_global_batch(self.global_batch_size, world_size)
 
     def setup(self, stage: str | None = None) -> None:
         """Builds the data sets and checks that the batch fits them, before any training.

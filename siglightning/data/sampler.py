@@ -111,7 +111,8 @@ class EvaluationSampler(Sampler[SampleKey]):
         return (SampleKey(index, 0) for index in self._range)
 
 
-def _check_sizes(num_samples: int, global_batch_size: int, world_size: int) -> None:
+def check_global_batch(global_batch_size: int, world_size: int) -> None:
+    """Raise ``ValueError``, naming the nearest right sizes, unless all processes get equal shares of a batch."""
     if global_batch_size < 1:
         raise ValueError(f"`data.init_args.global_batch_size` must be at least 1, got {global_batch_size}.")
     if global_batch_size % world_size:
@@ -121,6 +122,10 @@ def _check_sizes(num_samples: int, global_batch_size: int, world_size: int) -> N
             f"`data.init_args.global_batch_size` must be divisible by the {world_size} processes, got "
             f"{global_batch_size}. The nearest sizes are {' and '.join(map(str, nearest))}."
         )
+
+
+def _check_sizes(num_samples: int, global_batch_size: int, world_size: int) -> None:
+    check_global_batch(global_batch_size, world_size)
     if global_batch_size > num_samples:
         raise ValueError(
             f"One batch must fit into the training data: `data.init_args.global_batch_size` is {global_batch_size}, "

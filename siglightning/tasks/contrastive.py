@@ -73,6 +73,18 @@ class ContrastiveTask(BaseTask):
         self.evaluations: dict[str, Evaluation] = {}
         self._sets: dict[int, EmbeddedSet] = {}
 
+    def check_processes(self, world_size: int) -> None:
+        """Refuse several processes; the command line asks before they start.
+
+        Raises:
+            ValueError: more than one process.
+        """
+        if world_size > 1:
+            raise ValueError(
+                f"Contrastive training runs on one process so far, got {world_size}: each would see only its own "
+                "negatives. Set `trainer.devices: 1`; for a large batch use the network's `micro_batch_size`."
+            )
+
     def setup(self, stage: str) -> None:
         """Check what would silently be another objective, and match b to the batch where asked to.
 
@@ -164,11 +176,7 @@ class ContrastiveTask(BaseTask):
 
     def _check_objective(self) -> None:
         batches, pairs = self.trainer.accumulate_grad_batches, self.global_batch_size
-        if self.trainer.world_size > 1:
-            raise ValueError(
-                f"Contrastive training runs on one process so far, got {self.trainer.world_size}: each would see only "
-                "its own negatives. Set `trainer.devices: 1`; for a large batch use the network's `micro_batch_size`."
-            )
+        self.check_processes(self.trainer.world_size)
         if batches > 1 and not self.allow_accumulation:
             raise ValueError(
                 f"accumulate_grad_batches={batches} does not make a batch of {pairs * batches}: negatives per image "

@@ -84,6 +84,7 @@ def test_a_whole_run_leaves_what_the_reader_needs(fit, here):
     assert "seen_concepts" in out
 
 
+THREE = ["--trainer.devices=3", "--trainer.strategy=ddp"]
 MISTAKES = {
     "no folder": (["--data.root=missing"], "missing"),
     "empty folder": (["--data.root=empty"], "empty"),
@@ -93,6 +94,8 @@ MISTAKES = {
     "class": (["--data=PictogramDataModul"], "Did you mean 'PictogramDataModule'?"),
     "argument": (["--data.global_batchsize=4"], "Did you mean 'global_batch_size'?"),
     "run directory": (["--run_dir=small.yaml/run"], "small.yaml/run"),
+    "indivisible batch": ([*THREE, "--data.global_batch_size=128"], "The nearest sizes are 126 and 129."),
+    "several processes": ([*THREE, "--data.global_batch_size=126"], "runs on one process so far, got 3"),
     "second directory": (["--trainer.default_root_dir=elsewhere"], "use --run_dir elsewhere"),
     "accumulation": (["--trainer.accumulate_grad_batches=4"], "negatives per image stay"),
 }
