@@ -3,6 +3,7 @@
 import json
 import logging
 import tempfile
+import warnings
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, Literal
@@ -76,7 +77,8 @@ class SigCLI(LightningCLI):
             save_config_callback=None,
             seed_everything_default=0,
             # Our loaders deal out global batches themselves; Lightning's sampler would repeat samples.
-            trainer_defaults={"use_distributed_sampler": False},
+            # The tasks' table of groups says what Lightning's summary of modules does, and what is trained how.
+            trainer_defaults={"use_distributed_sampler": False, "enable_model_summary": False},
             parser_kwargs={"allow_abbrev": False},
             parser_class=SigParser,
             subclass_mode_model=True,
@@ -216,7 +218,8 @@ class SigCLI(LightningCLI):
 
 
 def silence_advertisements() -> None:
-    """Drop the log lines with which Lightning recommends its services."""
+    """Drop the log lines with which Lightning recommends its services, and a deprecation that users cannot act on."""
+    warnings.filterwarnings("ignore", message=".*LeafSpec.*")  # between Lightning and torch, nobody's to mend here
     logger = logging.getLogger("lightning.pytorch.utilities.rank_zero")
     if _is_no_advertisement not in logger.filters:
         logger.addFilter(_is_no_advertisement)

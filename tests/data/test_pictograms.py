@@ -133,7 +133,17 @@ def test_each_caption_mode_says_what_the_table_says(table):
         assert caption.startswith(name[:WIDTH])
         if row["tags"] and len(caption.encode()) < WIDTH - 3:
             doubled = row["tags"] * 2
-            assert any(rest == ", ".join(doubled[i : i + n]) for i in range(len(row["tags"])) for n in (1, 2, 3))
+            assert any(
+                rest == ", ".join(doubled[i : i + n])
+                for i in range(len(row["tags"]))
+                for n in range(1, len(row["tags"]) + 1)
+            )
+    seen = Counter()
+    for caption, row, _ in drawn("category", table):
+        kinds = [row[key].replace("&", "and").replace("-", " ").lower()[:WIDTH] for key in ("subcategory", "category")]
+        assert caption in kinds
+        seen[kinds.index(caption)] += 1
+    assert 0.8 < seen[0] / seen[1] < 1.25
     languages = Counter()
     for caption, row, _ in drawn("locale", table, locales=["de", "ja"]):
         names = {locale: row[f"name_{locale}"] for locale in ("de", "ja")}
@@ -169,8 +179,15 @@ def test_caption_weights_are_kept(table):
     assert 0.21 < np.mean([text.startswith("@") for text in texts]) < 0.29  # four standard errors of 2,048
 
 
+def test_a_description_is_the_name_with_all_keywords(table):
+    batch = next(iter(module(image_size=48, eval_captions="description").test_dataloader()[1]))
+    expected = [", ".join(dict.fromkeys([table[key]["name_en"], *table[key]["tags"]])) for key in batch["id"]]
+    assert [as_text(tokens) for tokens in batch["text"]] == [text[:WIDTH] for text in expected]
+    assert "text_owner" not in batch
+
+
 def test_evaluation_can_hold_several_captions_a_picture(table):
-    data = module(image_size=48, all_captions_in_eval=True)
+    data = module(image_size=48, eval_captions="all")
     batch = next(iter(data.test_dataloader()[1]))
     expected = [list(dict.fromkeys([table[key]["name_en"], *table[key]["tags"]])) for key in batch["id"]]
     assert [as_text(tokens) for tokens in batch["text"]] == [text[:WIDTH] for texts in expected for text in texts]

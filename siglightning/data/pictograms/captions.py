@@ -3,16 +3,16 @@
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import cast
+from typing import Literal, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
 from siglightning.data.pictograms.archive import PictogramArchive
 
-MODES = ("name", "name_and_keywords", "keyword", "template", "locale")
+MODES = ("name", "name_and_keywords", "category", "keyword", "template", "locale")
 DRAWS_PER_CAPTION = 3
-_MAX_KEYWORDS = 3
+EvalCaptions = Literal["name", "description", "all"]
 
 
 @dataclass(frozen=True)
@@ -20,8 +20,9 @@ class CaptionChoice:
     """How training captions are chosen.
 
     Attributes:
-        weights: relative frequency of each mode: `name` ("dog face"), `name_and_keywords` ("dog face, pet, dog"),
-            `keyword` ("pet"), `template` ("an emoji of dog face"), `locale` ("Hundegesicht").
+        weights: relative frequency of each mode: `name` ("dog face"), `name_and_keywords` ("dog face, pet, dog", one
+            to all keywords), `category` ("animal mammal" or "animals and nature"), `keyword` ("pet"), `template`
+            ("an emoji of dog face"), `locale` ("Hundegesicht").
         templates: sentences with ``{}`` in the place of the name.
         locales: languages of the mode `locale`; a concept that lacks them all keeps its English name.
     """
@@ -62,6 +63,7 @@ class Captions:
         self._concept: list[int] = archive.pictures["concept"].to_pylist()
         self._keywords: list[list[str]] = archive.pictures["tags"].to_pylist()
         self._names: list[str] = archive.concepts["name_en"].to_pylist()
+        self._kinds = _kinds(archive)
         self._foreign: list[list[str]] = []
         self._subject_of: dict[str, str] = {}
         self._thresholds = np.cumsum(choice.shares())
@@ -75,16 +77,23 @@ class Captions:
         """The English name of a picture."""
         return self._names[self._concept[row]]
 
-    def all_of(self, row: int) -> list[str]:
-        """The English name and every keyword, without repetitions."""
-        return list(dict.fromkeys([self.name(row), *self._keywords[row]]))
+    def for_evaluation(self, row: int, kind: EvalCaptions) -> list[str]:
+        """The captions of a picture in evaluation.
+
+        Args:
+            row: the picture.
+            kind: `name` (one caption), `description` (one: name and all keywords, "dog face, pet, dog"), or `all`
+                (name and keywords as so many captions).
+        """
+        words = list(dict.fromkeys([self.name(row), *self._keywords[row]]))
+        return words[:1] if kind == "name" else [", ".join(words)] if kind == "description" else words
 
     def draw(self, row: int, numbers: NDArray[np.float64]) -> tuple[str, str]:
         """One caption for training, and its subject: captions of one subject match each other's pictures.
 
         Whatever holds the name, in any language, has the English name as its subject, so that two drawings of a dog
-        are not negatives for being called "dog" and "Hund". A keyword is its own subject, since many concepts share
-        it; so equal captions always have equal subjects.
+        are not negatives for being called "dog" and "Hund". A keyword or a category is its own subject, since many
+        concepts share it; so equal captions always have equal subjects.
 
         Args:
             row: the picture.
@@ -100,8 +109,11 @@ class Captions:
         if mode == "keyword":
             caption = _pick(keywords or [name], numbers[1])
             return caption, caption
+        if mode == "category":
+            kind = _pick(self._kinds[self._concept[row]] or [name], numbers[1])
+            return kind, kind
         if mode == "name_and_keywords" and keywords:
-            first, count = int(numbers[1] * len(keywords)), 1 + int(numbers[2] * min(_MAX_KEYWORDS, len(keywords)))
+            first, count = int(numbers[1] * len(keywords)), 1 + int(numbers[2] * len(keywords))
             return ", ".join([name, *(keywords + keywords)[first : first + count]]), name
         return name, name
 
@@ -114,6 +126,17 @@ def match_number(subject: str) -> int:
 
 def _pick(options: Sequence[str], number: float) -> str:
     return options[int(number * len(options))]
+
+
+def category_words(label: str) -> str:
+    """A category's label as words: ``Animals & Nature`` is "animals and nature", ``animal-mammal`` "animal mammal"."""
+    return label.replace("&", "and").replace("-", " ").replace("/", " ").lower()
+
+
+def _kinds(archive: PictogramArchive) -> list[list[str]]:
+    """Subcategory and category of every concept, as words."""
+    labels = zip(archive.concepts["subcategory"].to_pylist(), archive.concepts["category"].to_pylist(), strict=True)
+    return [[category_words(label) for label in pair if label] for pair in labels]
 
 
 def _foreign_names(archive: PictogramArchive, locales: Sequence[str]) -> list[list[str]]:

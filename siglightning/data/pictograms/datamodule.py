@@ -17,7 +17,7 @@ from siglightning.batch import InputSpec
 from siglightning.data.base import BaseDataModule, SampleDataset
 from siglightning.data.collate import Sample
 from siglightning.data.pictograms.archive import PictogramArchive
-from siglightning.data.pictograms.captions import CaptionChoice, Captions
+from siglightning.data.pictograms.captions import CaptionChoice, Captions, EvalCaptions, category_words
 from siglightning.data.pictograms.dataset import PictogramDataset, TrainingPictograms
 from siglightning.data.pictograms.splits import Splits, split
 from siglightning.data.transforms import Augmentation
@@ -43,7 +43,8 @@ class PictogramDataModule(BaseDataModule):
         split_seed: of the division of the concepts; leave it alone to compare runs.
         flags: train on flags too. Evaluation never holds any.
         captions: how training captions are chosen.
-        all_captions_in_eval: give each evaluated picture its name and all its keywords as captions.
+        eval_captions: caption of an evaluated picture: its `name`; its `description`, the name with all keywords, which
+            tells something where a name was never read in training; or `all`, name and keywords as several captions.
         augmentation: how training pictures vary.
         targets: what `label` is: `caption` and `category` give the category's number, `tags` a multi-hot vector.
         min_tag_count: a tag is a class if at least so many training pictures bear it.
@@ -61,7 +62,7 @@ class PictogramDataModule(BaseDataModule):
         split_seed: int = 0,
         flags: bool = False,
         captions: CaptionChoice | None = None,
-        all_captions_in_eval: bool = False,
+        eval_captions: EvalCaptions = "name",
         augmentation: Augmentation | None = None,
         targets: Literal["caption", "category", "tags"] = "caption",
         min_tag_count: int = 20,
@@ -73,7 +74,7 @@ class PictogramDataModule(BaseDataModule):
         self.split_seed = split_seed
         self.flags = flags
         self.captions = captions or CaptionChoice()
-        self.all_captions_in_eval = all_captions_in_eval
+        self.eval_captions: EvalCaptions = eval_captions
         self.augmentation = augmentation or Augmentation()
         self.targets = targets
         self.min_tag_count = min_tag_count
@@ -92,7 +93,7 @@ class PictogramDataModule(BaseDataModule):
         size = spec.image_size
 
         def evaluation_set(rows: "np.ndarray[tuple[int], np.dtype[np.int64]]") -> SampleDataset:
-            return PictogramDataset(archive, rows, captions, labels, size, self.all_captions_in_eval)
+            return PictogramDataset(archive, rows, captions, labels, size, self.eval_captions)
 
         self.train_set = TrainingPictograms(archive, parts.train, captions, labels, size, self.augmentation, self.seed)
         self.val_set = evaluation_set(parts.val)
@@ -120,7 +121,7 @@ class PictogramDataModule(BaseDataModule):
         category = of_concept[archive.pictures["concept"].to_numpy()]
         used = np.concatenate([parts.train, parts.val, parts.seen_concepts, parts.unseen_concepts])
         names = np.unique(category[used])
-        self.class_names = [str(name).replace("&", "and").lower() for name in names]
+        self.class_names = [category_words(str(name)) for name in names]
         # Pictures that no split uses (flags, by default) may lack a class; nobody asks for theirs.
         return torch.from_numpy(np.searchsorted(names, category).clip(max=len(names) - 1))
 

@@ -11,7 +11,7 @@ from siglightning.data.base import SampleDataset, as_keys
 from siglightning.data.collate import Sample
 from siglightning.data.draws import uniform
 from siglightning.data.pictograms.archive import PictogramArchive
-from siglightning.data.pictograms.captions import DRAWS_PER_CAPTION, Captions, match_number
+from siglightning.data.pictograms.captions import DRAWS_PER_CAPTION, Captions, EvalCaptions, match_number
 from siglightning.data.sampler import SampleKey
 from siglightning.data.transforms import Augmentation, augment, resize
 
@@ -25,7 +25,7 @@ class PictogramDataset(SampleDataset):
         captions: names and keywords.
         labels: int64 ``[N]`` classes or float ``[N, C]`` multi-hot of all the archive's pictures.
         image_size: side of the pictures handed out, in pixels.
-        all_captions: hand out the keywords too, as further captions of the same picture.
+        eval_captions: what captions to hand out, see `Captions.for_evaluation`.
     """
 
     def __init__(
@@ -35,14 +35,14 @@ class PictogramDataset(SampleDataset):
         captions: Captions,
         labels: Tensor,
         image_size: int,
-        all_captions: bool = False,
+        eval_captions: EvalCaptions = "name",
     ) -> None:
         self.rows = rows
         self._archive = archive
         self._captions = captions
         self._labels = labels[torch.from_numpy(rows)]
         self._image_size = image_size
-        self._all_captions = all_captions
+        self._eval_captions = eval_captions
         styles, sources = archive.pictures["style"], archive.pictures["source"]
         self._ids = [f"{styles[row].as_py()}/{sources[row].as_py()}" for row in rows.tolist()]
 
@@ -56,9 +56,8 @@ class PictogramDataset(SampleDataset):
         images = resize([self._archive.read_image(row) for row in rows], self._image_size)
         samples = []
         for index, row, image in zip(indices, rows, images, strict=True):
-            name = self._captions.name(row)
-            captions = self._captions.all_of(row) if self._all_captions else [name]
-            samples.append(self._sample(index, image, captions, match_number(name)))
+            captions = self._captions.for_evaluation(row, self._eval_captions)
+            samples.append(self._sample(index, image, captions, match_number(self._captions.name(row))))
         return samples
 
     def _sample(self, index: int, image: Tensor, captions: list[str], match_id: int) -> Sample:
