@@ -110,6 +110,8 @@ class SigCLI(LightningCLI):
     def _prepare_subcommand_parser(self, klass: type, subcommand: str, **kwargs: Any) -> LightningArgumentParser:
         parser = super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
         parser.set_defaults(weights_only=True)
+        if subcommand == "test":
+            parser.set_defaults(verbose=False)  # our own table has chance levels and intervals
         return parser
 
     @override
