@@ -145,6 +145,7 @@ def main() -> None:
     text = f"{table}\n\n`{command}`; {versions}; {hardware['cpu']}, {time.strftime('%Y-%m-%d')}\n"
     print(text)
     if args.write:
+        RESULTS.mkdir(parents=True, exist_ok=True)
         (RESULTS / "loss.md").write_text(text)
         record = {"command": command, "versions": versions, "hardware": hardware, "results": results}
         (RESULTS / "loss.json").write_text(json.dumps(record, indent=2) + "\n")

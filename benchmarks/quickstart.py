@@ -85,6 +85,7 @@ def main() -> None:
     text = f"{table}\n\n`python -m benchmarks.quickstart --seeds {args.seeds}`; {versions}; {place}\n"
     print(text)
     if args.write:
+        RESULTS.parent.mkdir(parents=True, exist_ok=True)
         RESULTS.write_text(text)
 
 

@@ -2,8 +2,16 @@
 
 from siglightning.callbacks.figures import FigureWriter
 from siglightning.callbacks.memory import MemoryMonitor
+from siglightning.callbacks.predictions import PredictionWriter
 from siglightning.callbacks.progress import RunProgressBar
 from siglightning.callbacks.summary import SummaryTable
 from siglightning.callbacks.throughput import ThroughputMonitor
 
-__all__ = ["FigureWriter", "MemoryMonitor", "RunProgressBar", "SummaryTable", "ThroughputMonitor"]
+__all__ = [
+    "FigureWriter",
+    "MemoryMonitor",
+    "PredictionWriter",
+    "RunProgressBar",
+    "SummaryTable",
+    "ThroughputMonitor",
+]

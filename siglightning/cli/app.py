@@ -42,8 +42,8 @@ class BeganMarker(Callback):
         self._session.began = True
 
     @override
-    def on_validation_batch_start(self, *_: Any) -> None:
-        self._session.began = True
+    def on_validation_batch_start(self, trainer: Trainer, *_: Any) -> None:
+        self._session.began = not trainer.sanity_checking
 
     @override
     def on_test_batch_start(self, *_: Any) -> None:
@@ -112,6 +112,8 @@ class SigCLI(LightningCLI):
         parser.set_defaults(weights_only=True)
         if subcommand == "test":
             parser.set_defaults(verbose=False)  # our own table has chance levels and intervals
+        if subcommand == "predict":
+            parser.set_defaults(return_predictions=False)  # they go into files batch by batch
         return parser
 
     @override
@@ -134,7 +136,9 @@ class SigCLI(LightningCLI):
                 "instead of trainer.default_root_dir."
             )
         self.session.open(str(self.subcommand), config)
-        self._saved_config = self._parser(self.subcommand).dump(config, skip_none=False)
+        kept = config.clone()
+        kept.ckpt_path = None  # where this start took its weights from; a later one has the run's own
+        self._saved_config = self._parser(self.subcommand).dump(kept, skip_none=False)
         run_dir = self.session.run_dir
         if run_dir is None:
             self._scratch = tempfile.TemporaryDirectory(prefix="siglightning-")
@@ -186,11 +190,18 @@ class SigCLI(LightningCLI):
             return Path(config.ckpt_path)
         if self.subcommand == "fit":
             return None
+        if config.resume == "never":
+            notice("Evaluating the model as it is built, as --resume never says.")
+            return None
         found = newest_intact(RunDir(Path(config.run_dir)).checkpoints)
+        for reason in found.passed_over:
+            notice(f"Passed over: {reason}")
         if found.path is None:
-            notice(f"No checkpoint in {config.run_dir}: evaluating the model as it is built.")
-        else:
-            notice(f"Evaluating {found.path}")
+            raise ValueError(
+                f"There is no intact checkpoint in {config.run_dir}. Give --run_dir of a trained run or --ckpt_path, "
+                "or evaluate the model as it is built with --resume never."
+            )
+        notice(f"Evaluating {found.path}")
         return found.path
 
     def _record_start(self, run_dir: RunDir) -> None:

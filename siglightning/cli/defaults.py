@@ -7,7 +7,14 @@ from lightning.fabric.plugins.io.checkpoint_io import CheckpointIO
 from lightning.pytorch import Callback
 from lightning.pytorch.callbacks import ProgressBar
 
-from siglightning.callbacks import FigureWriter, MemoryMonitor, RunProgressBar, SummaryTable, ThroughputMonitor
+from siglightning.callbacks import (
+    FigureWriter,
+    MemoryMonitor,
+    PredictionWriter,
+    RunProgressBar,
+    SummaryTable,
+    ThroughputMonitor,
+)
 from siglightning.runtime.checkpoint import AtomicCheckpointIO
 
 
@@ -20,7 +27,7 @@ def default_callbacks(configured: Sequence[Callback], *, progress_bar: bool) -> 
         configured: the callbacks of the configuration.
         progress_bar: whether progress is to be shown.
     """
-    kinds: list[type[Callback]] = [ThroughputMonitor, MemoryMonitor, FigureWriter, SummaryTable]
+    kinds: list[type[Callback]] = [ThroughputMonitor, MemoryMonitor, FigureWriter, SummaryTable, PredictionWriter]
     missing = [kind() for kind in kinds if not any(isinstance(callback, kind) for callback in configured)]
     if progress_bar and not any(isinstance(callback, ProgressBar) for callback in configured):
         missing.append(RunProgressBar())

@@ -121,8 +121,8 @@ def run(arguments: Sequence[str], command: Sequence[str], trusted: Sequence[str]
     try:
         code, message = _run(session, trusted, debug)
     finally:
+        _finish_wandb(code)  # first: it writes into the run directory, which a refused start removes
         session.close(code, message)
-        _finish_wandb(code)
     return int(code)
 
 

@@ -269,4 +269,9 @@ def _build(config: TowerConfig, makers: dict[str, Callable[..., Tower]], given: 
     accepted = inspect.signature(make).parameters
     if wrong := set(config.kwargs) - set(accepted):
         raise unknown_name(f"argument of {config.name}:", min(wrong), accepted, f"Accepted: {', '.join(accepted)}.")
-    return make(**(given | config.kwargs))
+    try:
+        return make(**(given | config.kwargs))
+    except TypeError as error:
+        raise ValueError(
+            f"Tower {config.name!r}: an argument of the wrong type in {config.kwargs}: {error}."
+        ) from error

@@ -74,11 +74,16 @@ class _HashingFile:
         self._file = file
         self.digest = hashlib.sha256()
         self.size = 0
+        self.error: OSError | None = None
 
     def write(self, data: bytes) -> int:
         self.digest.update(data)
         self.size += len(data)
-        return self._file.write(data)
+        try:
+            return self._file.write(data)
+        except OSError as error:
+            self.error = error
+            raise
 
     def flush(self) -> None:
         self._file.flush()
@@ -109,7 +114,11 @@ class AtomicCheckpointIO(CheckpointIO):
         path.parent.mkdir(parents=True, exist_ok=True)
         with atomic_write(path) as file:
             hashing = _HashingFile(file)
-            torch.save(checkpoint, hashing)  # type: ignore[arg-type]  # it needs write() and flush() only
+            try:
+                torch.save(checkpoint, hashing)  # type: ignore[arg-type]  # it needs write() and flush() only
+            except RuntimeError as error:
+                # torch closes its archive on the way out, which fails in its turn and hides the disk's own words.
+                raise hashing.error or error from None
             file.flush()
             self._prove_loadable(Path(file.name), path)
         step = int(checkpoint.get("global_step", 0))

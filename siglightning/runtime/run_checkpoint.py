@@ -9,6 +9,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 from typing_extensions import override
 
 from siglightning.runtime.checkpoint import SUFFIX
+from siglightning.runtime.exits import NotFiniteError
 
 MAX_FAILURES = 3  # saves in a row that may fail before the run stops
 
@@ -86,6 +87,7 @@ class RunCheckpoint(Checkpoint):
         if step == self._last_step or step == 0 or getattr(trainer, "fast_dev_run", False):
             return
         directory = Path(trainer.default_root_dir) / "checkpoints"
+        _require_finite(trainer.lightning_module, step)
         try:
             trainer.save_checkpoint(directory / f"step-{step:08d}{SUFFIX}", weights_only=False)
         except OSError as error:
@@ -104,3 +106,17 @@ class RunCheckpoint(Checkpoint):
     def _prune(self, trainer: Trainer, directory: Path) -> None:
         for path in sorted(directory.glob(f"step-*{SUFFIX}"))[: -self.keep_last]:
             trainer.strategy.remove_checkpoint(path)
+
+
+def _require_finite(module: LightningModule, step: int) -> None:
+    """Refuse to save what could never be resumed: the newest checkpoint must be a sound one.
+
+    Raises:
+        NotFiniteError: a parameter is NaN or infinite.
+    """
+    for name, parameter in module.named_parameters():
+        if not bool(parameter.isfinite().all()):
+            raise NotFiniteError(
+                f"The parameter {name} is not finite at step {step}; nothing was saved, and the last checkpoint is "
+                "from before. Lower the learning rate, lengthen the warm-up or clip gradients."
+            )

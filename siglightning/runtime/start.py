@@ -122,4 +122,5 @@ def find_start(run_dir: RunDir, mode: ResumeMode) -> Start:
             f"`--resume must` expects a checkpoint in {run_dir.checkpoints}, found none. "
             "Use `--resume auto` to start from the beginning."
         )
-    return Start()
+    # It begins anew, under the next number: what the earlier start recorded stays.
+    return Start(run_dir.last_start() + 1)

@@ -80,7 +80,7 @@ class BaseTask(LightningModule):
         by_epochs = None
         steps_per_epoch = getattr(getattr(trainer, "datamodule", None), "steps_per_epoch", None)
         if trainer.max_epochs is not None and trainer.max_epochs > 0 and steps_per_epoch is not None:
-            by_epochs = trainer.max_epochs * (steps_per_epoch // trainer.accumulate_grad_batches)
+            by_epochs = trainer.max_epochs * -(-steps_per_epoch // trainer.accumulate_grad_batches)
         limits = [limit for limit in (trainer.max_steps, by_epochs) if limit is not None and limit > 0]
         if not limits:
             raise ValueError(

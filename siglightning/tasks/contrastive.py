@@ -5,6 +5,7 @@ from typing import Any, Literal
 
 import torch
 from lightning.pytorch.cli import OptimizerCallable
+from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 
 from siglightning.batch import Batch, InputSpec
@@ -130,7 +131,9 @@ class ContrastiveTask(BaseTask):
     def on_validation_epoch_end(self) -> None:
         """Log the loss, retrieval and zero-shot accuracy of the validation set."""
         for embedded in self._sets.values():
-            evaluation = self._evaluate("val", embedded, num_resamples=1)
+            is_training = self.trainer.state.fn == TrainerFn.FITTING  # its curves show no intervals
+            evaluation = self._evaluate("val", embedded, num_resamples=1 if is_training else 1000)
+            self.evaluations = {} if is_training else {"val": evaluation}
             self.log("val/loss", self._group_loss(embedded), batch_size=1)
             self.log_dict({f"val/{name}": metric.value for name, metric in evaluation.metrics.items()}, batch_size=1)
         self._sets.clear()
@@ -177,6 +180,7 @@ class ContrastiveTask(BaseTask):
     def _check_objective(self) -> None:
         batches, pairs = self.trainer.accumulate_grad_batches, self.global_batch_size
         self.check_processes(self.trainer.world_size)
+        self.network.num_slices(pairs // self.trainer.world_size)  # refuses slices that do not fill the batch
         if batches > 1 and not self.allow_accumulation:
             raise ValueError(
                 f"accumulate_grad_batches={batches} does not make a batch of {pairs * batches}: negatives per image "

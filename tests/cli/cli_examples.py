@@ -129,3 +129,14 @@ class Crash(Callback):
     def crash(self, trainer, in_validation: bool) -> None:
         if trainer.global_step == self.step and self.in_validation == in_validation and not trainer.sanity_checking:
             raise RuntimeError("the machine is gone")
+
+
+class Poison(Callback):
+    """A callback that ruins one weight, once."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def on_before_optimizer_step(self, trainer, pl_module, optimizer) -> None:
+        if trainer.global_step == self.step:
+            next(pl_module.parameters()).data[0] = float("nan")

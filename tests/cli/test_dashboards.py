@@ -1,7 +1,6 @@
 """Logger fragments: what they write lies in the run directory, and a resumed run stays one run."""
 
 import pytest
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 
 def starts_of_one_run(fit, fragment):
@@ -24,9 +23,12 @@ def test_wandb_stays_one_offline_run(fit, here):
 
 
 def test_tensorboard_goes_on_in_one_folder(fit, here):
+    accumulator = pytest.importorskip(
+        "tensorboard.backend.event_processing.event_accumulator", reason="the extra `tensorboard` is not installed"
+    )
     starts_of_one_run(fit, "logger/tensorboard")
     assert not list(here.glob("lightning_logs"))
-    events = EventAccumulator(str(here / "run" / "tensorboard"))
+    events = accumulator.EventAccumulator(str(here / "run" / "tensorboard"))
     events.Reload()
     assert {event.step for event in events.Scalars("train/loss")} == set(range(10))
     assert [path.name for path in (here / "run" / "tensorboard").iterdir() if path.is_dir()] == []

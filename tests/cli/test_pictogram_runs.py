@@ -3,6 +3,7 @@
 import csv
 import json
 
+import pyarrow.parquet as pq
 import pytest
 import torch
 
@@ -97,6 +98,8 @@ MISTAKES = {
     "indivisible batch": ([*THREE, "--data.global_batch_size=128"], "The nearest sizes are 126 and 129."),
     "several processes": ([*THREE, "--data.global_batch_size=126"], "runs on one process so far, got 3"),
     "second directory": (["--trainer.default_root_dir=elsewhere"], "use --run_dir elsewhere"),
+    "slices": (["--model.network.init_args.micro_batch_size=5"], "Nearest sizes that do: "),
+    "tower argument": (["--model.network.init_args.image_tower.kwargs={width: wide}"], "local:conv"),
     "accumulation": (["--trainer.accumulate_grad_batches=4"], "negatives per image stay"),
 }
 
@@ -121,3 +124,51 @@ def test_a_checkpoint_of_another_size_is_refused(fit, here):
     assert code == 2, out
     assert "is a checkpoint of another model: " in out
     assert "in the model and " in out
+
+
+def test_predict_writes_the_embeddings_of_the_trained_weights(fit, here, capsys):
+    assert fit("--run_dir", "run", "--trainer.max_steps=1", "--test_after_fit=false")[0] == 0
+    config = ["--config", "run/config.yaml", "--run_dir", "run"]
+    assert main(["predict", *config]) == 0
+    assert sorted(path.name for path in (here / "run" / "predict").glob("*.parquet")) == [
+        "seen_concepts.parquet",
+        "unseen_concepts.parquet",
+    ]
+    table = pq.read_table(here / "run" / "predict" / "unseen_concepts.parquet").to_pydict()
+    images, texts = torch.tensor(table["image_embed"]), torch.tensor(table["text_embed"])
+    assert images.shape == texts.shape == (320, 16)
+    torch.testing.assert_close(images.norm(dim=1), torch.ones(320))
+    assert len(set(table["id"])) == 320
+    assert all(key.startswith("twemoji/") for key in table["id"])
+
+
+def test_evaluating_what_was_never_trained_is_refused(here, capsys):
+    assert main(["test", "--config", "quickstart", "--run_dir", "quikstart"]) == 2
+    assert "no intact checkpoint in quikstart" in capsys.readouterr().err
+    assert not (here / "quikstart").exists()
+
+
+def test_a_refused_second_start_leaves_the_first_ones_records(fit, here):
+    """The first start dies before its first checkpoint; a wrong one must not take its place, a right one may go on."""
+    crash = "{trainer: {callbacks: [{class_path: cli_examples.Crash, init_args: {step: 2}}]}}"
+    more = ["--run_dir", "run", "--trainer.max_steps=3", "--test_after_fit=false"]
+    assert fit(*more, "--config", crash)[0] == 1
+    kept = {name: (here / "run" / name).read_text() for name in ("config.yaml", "env.json", "exit.json")}
+    assert fit(*more, "--data.global_batch_size=100000")[0] == 2
+    assert {name: (here / "run" / name).read_text() for name in kept} == kept
+    code, out = fit(*more)
+    assert code == 0, out
+    assert (here / "run" / "config.yaml").read_text() == kept["config.yaml"]
+    assert (here / "run" / "config.resume-1.yaml").is_file()
+
+
+def test_weights_that_are_not_finite_are_never_saved(fit, here):
+    """NaN between two logging steps: exit 3, and the newest checkpoint is the last sound one."""
+    more = ["--test_after_fit=false", "--checkpoint.every_n_steps=3", "--trainer.log_every_n_steps=100"]
+    poison = "{trainer: {callbacks: [{class_path: cli_examples.Poison, init_args: {step: 5}}]}}"
+    code, out = fit("--run_dir", "run", *more, "--config", poison)
+    assert code == 3, out
+    assert "not finite at step 6" in out
+    checkpoints = sorted(path.name for path in (here / "run" / "checkpoints").glob("*.ckpt"))
+    assert checkpoints[-1] == "step-00000004.ckpt"  # after the validation at step 4
+    assert json.loads((here / "run" / "exit.json").read_text())["exit_code"] == 3

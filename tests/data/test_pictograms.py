@@ -13,6 +13,7 @@ from PIL import Image
 from siglightning.batch import InputSpec
 from siglightning.data import Augmentation, CaptionChoice, PictogramArchive, PictogramDataModule
 from siglightning.data.pictograms.archive import ARCHIVE
+from siglightning.data.pictograms.captions import DRAWS_PER_CAPTION, Captions, match_number
 
 OFF = Augmentation(0, 0, 0, 0, 0, 0, 0, 0, 0)
 WIDTH = 80
@@ -162,14 +163,28 @@ def test_equal_captions_and_only_they_have_equal_match_ids(table):
 def test_names_of_one_concept_match_in_every_wording_and_language(table):
     """Two drawings of a dog are no negatives for being called "dog" here and "an emoji of dog" or "Hund" there."""
     plain = {row["name_en"]: number for _, row, number in drawn("name", table)}
+    english = {word.casefold() for row in table.values() for word in (row["name_en"], *row["tags"])}
     for mode, options in (("template", {}), ("name_and_keywords", {}), ("locale", {"locales": ["de", "ja"]})):
         shared = {}
         for caption, row, number in drawn(mode, table, **options):
             owner = shared.setdefault(caption, row["name_en"])  # two concepts may have one German name
-            assert number == plain[row["name_en"]] or owner != row["name_en"], caption
-    numbers = {}
-    for caption, _, number in drawn("locale", table, locales=["de"]):
-        assert numbers.setdefault(caption, number) == number
+            is_english_too = mode == "locale" and caption.casefold() in english  # then the word is its own subject
+            assert number == plain[row["name_en"]] or owner != row["name_en"] or is_english_too, caption
+
+
+def test_equal_captions_match_whichever_mode_drew_them():
+    """ "pain" is a keyword in English and bread in French."""
+    archive = PictogramArchive.open()
+    choice = CaptionChoice({"name": 1.0, "keyword": 1.0, "locale": 2.0, "category": 0.2}, locales=["fr", "es", "de"])
+    captions, draws = Captions(archive, choice), np.random.default_rng(0).random((10, len(archive), DRAWS_PER_CAPTION))
+    numbers, bread = {}, set()
+    for repeat in draws:
+        for row, decide in enumerate(repeat):
+            caption, subject = captions.draw(row, decide)
+            number = match_number(subject)
+            assert numbers.setdefault(caption.strip().casefold(), number) == number, caption
+            bread |= {captions.name(row)} if caption.casefold() == "pain" else set()
+    assert "bread" in bread  # the case was met
 
 
 def test_caption_weights_are_kept(table):

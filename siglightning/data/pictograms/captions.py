@@ -69,9 +69,11 @@ class Captions:
         self._thresholds = np.cumsum(choice.shares())
         if choice.weights.get("locale", 0.0) > 0:
             self._foreign = _foreign_names(archive, choice.locales)
+            english = {word.casefold() for words in (self._names, *self._keywords) for word in words}
             for name, foreign in zip(self._names, self._foreign, strict=True):
-                for caption in foreign:
-                    self._subject_of.setdefault(caption, name)
+                for word in map(str.casefold, foreign):
+                    # A word that is English, too ("pain"), keeps itself as its subject, as the keyword does.
+                    self._subject_of.setdefault(word, word if word in english else name)
 
     def name(self, row: int) -> str:
         """The English name of a picture."""
@@ -102,10 +104,10 @@ class Captions:
         mode = MODES[int(np.searchsorted(self._thresholds, numbers[0], side="right").clip(max=len(MODES) - 1))]
         name, keywords = self.name(row), self._keywords[row]
         if mode == "template":
-            return _pick(self.choice.templates, numbers[1]).format(name), name
+            return _pick(self.choice.templates, numbers[1]).replace("{}", name), name
         if mode == "locale":
             caption = _pick(self._foreign[self._concept[row]] or [name], numbers[1])
-            return caption, self._subject_of.get(caption, caption)
+            return caption, self._subject_of.get(caption.casefold(), caption)
         if mode == "keyword":
             caption = _pick(keywords or [name], numbers[1])
             return caption, caption

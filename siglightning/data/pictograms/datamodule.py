@@ -101,11 +101,11 @@ class PictogramDataModule(BaseDataModule):
             "seen_concepts": evaluation_set(parts.seen_concepts),
             "unseen_concepts": evaluation_set(parts.unseen_concepts),
         }
-        self._fingerprint = self._identify(archive, parts)
+        self._fingerprint = self._identify(archive, parts, size)
 
     @property
     def fingerprint(self) -> str:
-        """Identity of archive, training rows and caption choice, 16 hexadecimal digits."""
+        """Identity of archive, training rows, captions, augmentation and size, 16 hexadecimal digits."""
         return self._fingerprint
 
     def train_dataloader(self) -> DataLoader[Sample]:
@@ -140,7 +140,8 @@ class PictogramDataModule(BaseDataModule):
             labels[row, [number[word] for word in words if word in number]] = 1.0
         return labels
 
-    def _identify(self, archive: PictogramArchive, parts: Splits) -> str:
+    def _identify(self, archive: PictogramArchive, parts: Splits, size: int) -> str:
         words = {**asdict(self.captions), "weights": self.captions.shares()}
-        settings = json.dumps([archive.fingerprint, words, self.targets, self.min_tag_count])
+        recipe = [words, asdict(self.augmentation), self.targets, self.min_tag_count, size]
+        settings = json.dumps([archive.fingerprint, *recipe])
         return hashlib.sha256(settings.encode() + parts.train.tobytes()).hexdigest()[:16]
