@@ -5,6 +5,7 @@ caption of a batch instead gives embeddings that look healthy and are wrong. Her
 tokenizer, not of the batch.
 """
 
+import re
 import string
 import unicodedata
 from collections.abc import Callable, Sequence
@@ -207,7 +208,9 @@ def _wrap_simple_tokenizer(bpe: Any) -> Vocabulary:
     start, end = bpe.sot_token_id, bpe.eot_token_id
 
     def decode(ids: list[int]) -> str:
-        return str(bpe.decode([i for i in ids if i not in (start, end)])).strip()
+        text = str(bpe.decode([i for i in ids if i not in (start, end)])).strip()
+        # The vocabulary ends words and punctuation alike with a space; what stood tight is not stored.
+        return re.sub(r" (-) |\s+(?=[,.;:!?'’])", r"\1", text)
 
     return Vocabulary(lambda text: [start, *bpe.encode(text), end], decode, bpe.vocab_size, pad_id=0, eos_id=end)
 

@@ -153,3 +153,11 @@ def test_one_string_is_refused():
         Tokenizer("clip")("a cat")
     with pytest.raises(ValueError, match="context_length must be at least 2"):
         Tokenizer("clip", 1)
+
+
+def test_decode_gives_readable_captions_back():
+    """Lower case and tight punctuation are how CLIP's vocabulary stores text; padding and special tokens go."""
+    captions = ["dog face, pet, dog", "Woman's boot", "left-facing fist", "koala", "naïve café 日本"]
+    tokenizer = Tokenizer("clip", context_length=16)
+    assert [tokenizer.decode(row) for row in tokenizer(captions)] == [caption.lower() for caption in captions]
+    assert tokenizer.decode(Tokenizer("clip", context_length=4)(["one two three four"])[0]) == "one two"
