@@ -75,3 +75,18 @@ def softmax_loss_loops(x, y, log_scale):
     loss = total / (2 * len(x))
     gradients = torch.autograd.grad(loss, (x, y, t_prime))
     return dict(zip(("loss", "image", "text", "log_scale"), (loss.detach(), *gradients), strict=True))
+
+
+def softmax_magnitudes(x, y, log_scale):
+    """Sum of absolute terms of the softmax loss and of each of its gradients, as `softmax_loss_loops` names them."""
+    n, t = len(x), math.exp(log_scale)
+    logits = t * x @ y.T
+    rows, columns = logits.softmax(1), logits.softmax(0)
+    weight = (rows + columns + 2 * torch.eye(n, dtype=x.dtype)) / (2 * n)
+    loss = (logits.logsumexp(1).abs() + logits.logsumexp(0).abs() + 2 * logits.diagonal().abs()).sum() / (2 * n)
+    return {
+        "loss": loss,
+        "image": t * weight @ y.abs(),
+        "text": t * weight.T @ x.abs(),
+        "log_scale": (weight * logits.abs()).sum(),
+    }

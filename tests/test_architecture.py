@@ -13,6 +13,7 @@ FORBIDDEN = {
     "losses": ("lightning", "siglightning.models", "siglightning.tasks", "siglightning.data"),
     "models": ("lightning", "siglightning.losses", "siglightning.tasks", "siglightning.data"),
     "evaluation": ("lightning", "siglightning.tasks", "siglightning.data", "siglightning.models"),
+    "distributed": ("siglightning.losses", "siglightning.models", "siglightning.tasks", "siglightning.data"),
     "optim.py": ("lightning", "siglightning."),
     "batch.py": ("lightning", "siglightning."),
     "data": ("siglightning.tasks", "siglightning.callbacks", "siglightning.models", "siglightning.losses"),
@@ -35,6 +36,12 @@ def imported_names(path):
 def test_every_room_is_listed():
     rooms = {path.name for path in ROOT.iterdir() if path.suffix == ".py" or (path / "__init__.py").is_file()}
     assert rooms == {*FORBIDDEN, "cli", "__main__.py"}
+
+
+def test_the_ring_serves_without_lightning():
+    for path in (ROOT / "distributed").glob("*.py"):
+        if path.name not in ("__init__.py", "strategy.py"):
+            assert not any((name + ".").startswith("lightning.") for name in imported_names(path)), path
 
 
 @pytest.mark.parametrize("room", FORBIDDEN)

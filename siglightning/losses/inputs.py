@@ -4,11 +4,11 @@ from collections.abc import Iterator, Sequence
 from typing import Literal
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
+from siglightning.distributed.ring import Ring
+
 Backend = Literal["auto", "eager"]
-Comm = Literal["ring", "gather"]
 
 DEFAULT_CHUNK_SIZE = 1024  # a 1024 x 1024 fp32 tile is 4 MiB: it stays in cache, and larger tiles measured no faster
 
@@ -39,17 +39,22 @@ def check_scalar(name: str, value: Tensor) -> None:
         raise ValueError(f"Expected {name} with one element, got shape {list(value.shape)}. Use one for all pairs.")
 
 
-def check_processes(group: dist.ProcessGroup | None, sizes: Sequence[int] | None, comm: str, local_size: int) -> None:
-    """Raise ``ValueError`` where the loss would need other processes, or where ``sizes`` contradicts the batch."""
+def shared_sizes(ring: Ring, sizes: Sequence[int] | None, comm: str, local_size: int) -> list[int]:
+    """Return the local batch of every rank: ``sizes``, or the own one for all.
+
+    Raises:
+        ValueError: ``sizes`` does not fit the group or this rank's batch, or ``comm`` is unknown.
+    """
     if comm not in ("ring", "gather"):
         raise ValueError(f"Expected comm to be 'ring' or 'gather', got {comm!r}.")
-    if group is not None and group.size() > 1:
+    if sizes is None:
+        return [local_size] * ring.size
+    if len(sizes) != ring.size or sizes[ring.rank] != local_size or min(sizes) < 1:
         raise ValueError(
-            f"Expected a group of one process, got one of {group.size()}: the ring over several processes is not "
-            "built yet, and a loss over local negatives alone would be another objective. Train on one process."
+            f"Expected sizes to hold the local batch of each of the {ring.size} ranks, at least 1, and {local_size} "
+            f"for rank {ring.rank}, got {list(sizes)}. Gather the sizes, or leave them out where all are equal."
         )
-    if sizes is not None and list(sizes) != [local_size]:
-        raise ValueError(f"Expected sizes to be [{local_size}], the local batch of the only rank, got {list(sizes)}.")
+    return list(sizes)
 
 
 def tile_size(chunk_size: int | None, backend: str) -> int:

@@ -9,6 +9,12 @@ Specification (Zhai et al. 2023, arXiv:2303.15343, Algorithm 1; the sign of ``b`
 With ``s = -z * logits`` the loss is ``sum(softplus(s)) / b`` and its derivative by a logit is ``-z * sigmoid(s) / b``.
 Autograd would keep several b x b matrices until backward. Here each tile of logits yields its share of every gradient
 at once and is overwritten by the next: three matrix products a tile, and nothing of size b x b is ever held.
+
+On several ranks each sees its images against the texts of all, block by block. A block of texts travels with the
+gradient that the ranks have added up for it, so that after one round every gradient is home, and the backward pass has
+nothing to communicate. Rank r returns ``D / |B|`` times the sum over its own rows, with D ranks and |B| pairs in all:
+the mean over ranks is the loss above, and the averaging of DistributedDataParallel makes every gradient exact, those
+of t' and b included.
 """
 
 import math
@@ -21,13 +27,15 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from siglightning.distributed.exchange import Comm, Exchange, open_exchange
+from siglightning.distributed.ring import Block, Ring
+from siglightning.distributed.watch import agree
 from siglightning.losses.inputs import (
     Backend,
-    Comm,
     check_embeddings,
-    check_processes,
     check_scalar,
     compute_dtype,
+    shared_sizes,
     tile_size,
     tiles,
 )
@@ -52,39 +60,48 @@ def sigmoid_loss(
     chunk_size: int | None = None,
     backend: Backend = "auto",
 ) -> Tensor:
-    """Sum of the sigmoid loss over all texts, mean over the images (SigLIP paper, Algorithm 1).
+    """Sum of the sigmoid loss over the texts of all ranks, mean over the images (SigLIP paper, Algorithm 1).
 
     Args:
         image_embeds: ``[b, d]``, unit rows, fp16, bf16, fp32 or fp64; row i and row i of ``text_embeds`` are a pair.
+            With a group, this rank's part of the batch.
         text_embeds: ``[b, d]``, unit rows, the same dtype and device.
         log_scale: one element, t' (its exponential multiplies the cosine).
         bias: one element, b; ``None`` for none.
-        group: process group that shares the batch; ``None``, or one of a single process, so far.
-        match_ids: int64 ``[b]``; rows with equal ids match each other. ``None``: only row i matches row i.
+        group: process group that shares the batch, every rank of which must call alike; ``None``: this process alone.
+        match_ids: int64 ``[b]``; rows with equal ids match each other, on whichever ranks they are. ``None``: only
+            row i matches row i.
         match: what a match off the diagonal is: another positive, or a pair to be left out.
         negatives: a rule that masks negatives; none exists so far.
-        sizes: local batch of every rank; for one process ``[b]`` or ``None``.
-        comm: how blocks travel between processes; without effect on one.
+        sizes: local batch of every rank, where they differ; ``None``: all have b.
+        comm: ``"ring"``, or ``"gather"`` (fewer and larger messages, D times the memory for texts; equal numbers).
         chunk_size: side of a tile in rows. Memory beyond inputs and gradients is about four tiles.
         backend: ``"eager"``; ``"auto"`` chooses it.
 
     Returns:
         Scalar in nats, fp32 (fp64 for fp64 inputs). It grows with the number of negatives: at the start with
-        t' = log 10 and b = -10 it is about ``10 + (b - 1) * 4.5e-5``.
+        t' = log 10 and b = -10 it is about ``10 + (b - 1) * 4.5e-5``. With a group, this rank's part; the loss is the
+        mean over ranks.
 
     Raises:
-        ValueError: shapes, dtypes, devices or options do not fit together.
+        ValueError: shapes, dtypes, devices or options do not fit together, or another rank calls differently.
+        RingError: a rank does not answer; the message names it.
 
     Memory and communication:
         All arithmetic in fp32 (fp64 for fp64 inputs), scalar sums in fp64. Kept for backward: one gradient the size
         of each input that needs one, in the dtype of the arithmetic, cast to the input's only after the incoming
         gradient has scaled it. Backward multiplies and communicates nothing. Differentiable once.
+
+        Ring: each rank sends its texts (in their dtype) and match ids to the next rank, D - 1 times in all, and the
+        gradients of the texts under way (fp32 or fp64), D times; all of it flies while a block is computed. Gather:
+        one all-gather of texts and one of ids, one all-to-all of gradients. The first call gathers 512 bytes a rank.
     """
     check_embeddings(image_embeds, text_embeds)
     check_scalar("log_scale", log_scale)
     if bias is not None:
         check_scalar("bias", bias)
-    check_processes(group, sizes, comm, len(image_embeds))
+    ring = Ring.of(group)
+    all_sizes = shared_sizes(ring, sizes, comm, len(image_embeds))
     _check_matches(match_ids, match, len(image_embeds))
     if negatives is not None:
         raise ValueError(f"Expected negatives=None, which counts every pair, got {negatives!r}: no rule exists yet.")
@@ -92,7 +109,18 @@ def sigmoid_loss(
     # Inside a Function autograd's own flags do not tell whether a gradient is wanted, so it is decided here.
     inputs = (image_embeds, text_embeds, log_scale, bias)
     with_grad = torch.is_grad_enabled() and any(value is not None and value.requires_grad for value in inputs)
-    loss: Tensor = _SigmoidLoss.apply(*inputs, match_ids, match, side, with_grad)
+    call = {
+        "kind": "sigmoid_loss with gradients" if with_grad else "sigmoid_loss",
+        "pairs": len(image_embeds) if sizes is None else "as in sizes",
+        "width": image_embeds.shape[1],
+        "dtype": str(image_embeds.dtype),
+        "text gradients": text_embeds.requires_grad and with_grad,
+        "match": "none" if match_ids is None else match,
+        "comm": comm,
+    }
+    agree(group, call, image_embeds.device)
+    exchange = open_exchange(comm, ring, all_sizes)
+    loss: Tensor = _SigmoidLoss.apply(*inputs, exchange, match_ids, match, side, with_grad)
     return loss
 
 
@@ -145,22 +173,24 @@ class SigmoidLoss(nn.Module):
 
 @dataclass
 class _Sums:
-    """What tiles add up to: loss and sum of derivatives in fp64, gradients of the embeddings without ``t / b``."""
+    """What tiles add up to: loss and sum of derivatives in fp64, gradients of the embeddings without ``t D / |B|``.
+
+    ``text`` belongs to the block of texts under way, everything else to this rank's images.
+    """
 
     loss: Tensor
     derivatives: Tensor
     image: Tensor | None
-    text: Tensor | None
+    text: Tensor | None = None
 
     @classmethod
-    def zeros(cls, x: Tensor, y: Tensor, need_image: bool, need_text: bool) -> "_Sums":
+    def zeros(cls, x: Tensor, need_image: bool) -> "_Sums":
         zero = x.new_zeros((), dtype=torch.float64)
-        gradient_x = torch.zeros_like(x) if need_image else None
-        return cls(zero, zero.clone(), gradient_x, torch.zeros_like(y) if need_text else None)
+        return cls(zero, zero.clone(), torch.zeros_like(x) if need_image else None)
 
 
 class _SigmoidLoss(torch.autograd.Function):
-    """Value and gradients in one forward pass; backward only scales what forward found."""
+    """Value and gradients in one forward pass over all ranks' texts; backward only scales what forward found."""
 
     @staticmethod
     def forward(
@@ -169,27 +199,37 @@ class _SigmoidLoss(torch.autograd.Function):
         text_embeds: Tensor,
         log_scale: Tensor,
         bias: Tensor | None,
+        exchange: Exchange,
         match_ids: Tensor | None,
         match: Match,
         side: int,
         with_grad: bool,
     ) -> Tensor:
         dtype = compute_dtype(image_embeds.dtype)
-        x, y, scale = image_embeds.to(dtype), text_embeds.to(dtype), log_scale.to(dtype).exp().reshape(())
+        x, scale = image_embeds.to(dtype), log_scale.to(dtype).exp().reshape(())
         shift = None if bias is None else bias.to(dtype).reshape(())
         need_text = with_grad and ctx.needs_input_grad[1]
         # dt' follows from the gradient of either side, so one of them is formed even where both towers are frozen.
         need_image = with_grad and (ctx.needs_input_grad[0] or not need_text)
-        sums = _Sums.zeros(x, y, need_image, need_text)
+        sums = _Sums.zeros(x, need_image)
+        own: Block = (text_embeds,) if match_ids is None else (text_embeds, match_ids)
         with torch.autocast(x.device.type, enabled=False):
-            _add_block(x, y, scale, shift, _Matches(match_ids, match_ids, match), side, sums)
+            for owner, (texts, *ids) in exchange.blocks(own):
+                y = texts.to(dtype)
+                sums.text = torch.zeros_like(y) if need_text else None
+                matches = _Matches(match_ids, ids[0] if ids else None, match, owner == exchange.ring.rank)
+                _add_block(x, y, scale, shift, matches, side, sums)
+                if sums.text is not None:
+                    exchange.hand_on(sums.text)
+        share = exchange.ring.size / sum(exchange.sizes)
         if with_grad:
-            ctx.save_for_backward(*_gradients(sums, x, y, scale))
+            sums.text = exchange.home() if need_text else None
+            ctx.save_for_backward(*_gradients(sums, x, text_embeds.to(dtype), scale, share))
             ctx.like = [
                 (value.dtype, value.shape) if value is not None else None
                 for value in (image_embeds, text_embeds, log_scale, bias)
             ]
-        return (sums.loss / len(x)).to(dtype)
+        return (sums.loss * share).to(dtype)
 
     @staticmethod
     @once_differentiable
@@ -202,19 +242,21 @@ class _SigmoidLoss(torch.autograd.Function):
             (saved * grad_loss.to(saved.dtype)).to(like[0]).reshape(like[1]) if needed else None
             for saved, like, needed in zip(ctx.saved_tensors, ctx.like, ctx.needs_input_grad[:4], strict=True)
         ]
-        return (*gradients, None, None, None, None)
+        return (*gradients, None, None, None, None, None)
 
 
-def _gradients(sums: _Sums, x: Tensor, y: Tensor, scale: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor, Tensor]:
+def _gradients(
+    sums: _Sums, x: Tensor, y: Tensor, scale: Tensor, share: float
+) -> tuple[Tensor | None, Tensor | None, Tensor, Tensor]:
     """Finish the sums in place: the gradients of images, texts, t' (``sum(dx * x)``, or the same of texts) and b."""
-    factor = scale / len(x)
+    factor = scale * share
     for gradient in (sums.image, sums.text):
         if gradient is not None:
             gradient *= factor
     embeds, gradient = (x, sums.image) if sums.image is not None else (y, sums.text)
     assert gradient is not None  # one side is always formed when any gradient is wanted
     log_scale = torch.einsum("id,id->i", embeds, gradient).sum(dtype=torch.float64)
-    return sums.image, sums.text, log_scale, sums.derivatives / len(x)
+    return sums.image, sums.text, log_scale, sums.derivatives * share
 
 
 class _Index(NamedTuple):
@@ -227,24 +269,25 @@ class _Index(NamedTuple):
 class _Matches:
     """Which pairs of a block are positives and which are left out, found tile by tile.
 
-    Without ids the positives are the diagonal of the block.
+    Without ids the positives are the diagonal of the own block, and another rank's block has none.
     """
 
-    def __init__(self, image_ids: Tensor | None, text_ids: Tensor | None, match: Match) -> None:
-        self.image_ids, self.text_ids, self.match = image_ids, text_ids, match
+    def __init__(self, image_ids: Tensor | None, text_ids: Tensor | None, match: Match, is_own: bool) -> None:
+        self.image_ids, self.text_ids, self.match, self.is_own = image_ids, text_ids, match, is_own
 
     def of_tile(self, rows: slice, columns: slice, device: torch.device) -> tuple[_Index | None, _Index | None]:
         """Return ``(positives, ignored)`` as indices into the tile."""
         # Tiles have one side on both axes, so each holds its whole share of the diagonal or nothing of it.
-        on_diagonal = rows.start == columns.start
-        diagonal = torch.arange(min(rows.stop, columns.stop) - rows.start if on_diagonal else 0, device=device)
+        on_diagonal = self.is_own and rows.start == columns.start
+        diagonal = torch.arange(rows.stop - rows.start if on_diagonal else 0, device=device)
+        pairs = _Index(diagonal, diagonal) if on_diagonal else None
         if self.image_ids is None or self.text_ids is None:
-            return (_Index(diagonal, diagonal) if on_diagonal else None), None
+            return pairs, None
         equal = self.image_ids[rows, None] == self.text_ids[None, columns]
         if self.match == "positive":
             return _Index(*equal.nonzero(as_tuple=True)), None
         equal[diagonal, diagonal] = False
-        return _Index(diagonal, diagonal), _Index(*equal.nonzero(as_tuple=True))
+        return pairs, _Index(*equal.nonzero(as_tuple=True))
 
 
 def _add_block(

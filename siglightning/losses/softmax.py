@@ -7,24 +7,30 @@ Specification (Radford et al. 2021; SigLIP paper, section 3.1)::
 
 Each softmax must see its whole row or column before any gradient can be formed, hence two passes: the first streams
 the log-sum-exp of every row and column, the second forms the logits again and with them the gradients.
+
+On several ranks both passes go over the texts of all ranks: in the first each block of texts travels with the
+log-sum-exp that the ranks have added up for its columns, in the second with those, now whole, and with its gradient.
+Scaled as the sigmoid loss: the mean over ranks is the loss, and DistributedDataParallel makes the gradients exact.
 """
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from siglightning.distributed.exchange import Comm, open_exchange
+from siglightning.distributed.ring import Ring
+from siglightning.distributed.watch import agree
 from siglightning.losses.inputs import (
     Backend,
-    Comm,
     check_embeddings,
-    check_processes,
     check_scalar,
     compute_dtype,
+    shared_sizes,
     tile_size,
     tiles,
 )
@@ -45,31 +51,43 @@ def softmax_loss(
 
     Args:
         image_embeds: ``[b, d]``, unit rows, fp16, bf16, fp32 or fp64; row i and row i of ``text_embeds`` are a pair.
+            With a group, this rank's part of the batch.
         text_embeds: ``[b, d]``, unit rows, the same dtype and device.
         log_scale: one element, t'.
-        group: process group that shares the batch; ``None``, or one of a single process, so far.
-        sizes: local batch of every rank; for one process ``[b]`` or ``None``.
-        comm: how blocks travel between processes; without effect on one.
+        group: process group that shares the batch, every rank of which must call alike; ``None``: this process alone.
+        sizes: local batch of every rank, where they differ; ``None``: all have b.
+        comm: ``"ring"``, or ``"gather"`` (fewer and larger messages, D times the memory for texts; equal numbers).
         chunk_size: side of a tile in rows. Memory beyond inputs and gradients is about two tiles.
         backend: ``"eager"``; ``"auto"`` chooses it.
 
     Returns:
         Scalar in nats, fp32 (fp64 for fp64 inputs), mean over the 2 b rows and columns. ``log(b)`` when nothing is
-        learnt yet.
+        learnt yet. With a group, this rank's part; the loss is the mean over ranks.
 
     Raises:
-        ValueError: shapes, dtypes, devices or options do not fit together.
+        ValueError: shapes, dtypes, devices or options do not fit together, or another rank calls differently.
+        RingError: a rank does not answer; the message names it.
 
     Memory and communication:
-        As :func:`siglightning.losses.sigmoid_loss`, with the logits formed twice: four matrix products a tile.
+        As :func:`siglightning.losses.sigmoid_loss`, with the logits formed twice: four matrix products a tile, and
+        two rounds: texts with one number a text in the first, with one number and a gradient a text in the second.
     """
     check_embeddings(image_embeds, text_embeds)
     check_scalar("log_scale", log_scale)
-    check_processes(group, sizes, comm, len(image_embeds))
+    ring = Ring.of(group)
+    all_sizes = shared_sizes(ring, sizes, comm, len(image_embeds))
     side = tile_size(chunk_size, backend)
     inputs = (image_embeds, text_embeds, log_scale)
     with_grad = torch.is_grad_enabled() and any(value.requires_grad for value in inputs)
-    loss: Tensor = _SoftmaxLoss.apply(*inputs, side, with_grad)
+    call = {
+        "kind": "softmax_loss with gradients" if with_grad else "softmax_loss",
+        "pairs": len(image_embeds) if sizes is None else "as in sizes",
+        "width": image_embeds.shape[1],
+        "dtype": str(image_embeds.dtype),
+        "comm": comm,
+    }
+    agree(group, call, image_embeds.device)
+    loss: Tensor = _SoftmaxLoss.apply(*inputs, _Ranks(ring, all_sizes, comm), side, with_grad)
     return loss
 
 
@@ -102,22 +120,42 @@ class SoftmaxLoss(nn.Module):
         return {"contrastive_loss": loss} if output_dict else loss
 
 
+class _Ranks(NamedTuple):
+    """Who shares the batch, and how."""
+
+    ring: Ring
+    sizes: Sequence[int]
+    comm: Comm
+
+    @property
+    def share(self) -> float:
+        """``D / |B|``: what a term counts, so that the mean over ranks is a mean over all pairs."""
+        return self.ring.size / sum(self.sizes)
+
+
 class _SoftmaxLoss(torch.autograd.Function):
     """Value and gradients in one forward pass; backward only scales what forward found."""
 
     @staticmethod
     def forward(
-        ctx: Any, image_embeds: Tensor, text_embeds: Tensor, log_scale: Tensor, side: int, with_grad: bool
+        ctx: Any,
+        image_embeds: Tensor,
+        text_embeds: Tensor,
+        log_scale: Tensor,
+        ranks: _Ranks,
+        side: int,
+        with_grad: bool,
     ) -> Tensor:
         dtype = compute_dtype(image_embeds.dtype)
-        x, y, scale = image_embeds.to(dtype), text_embeds.to(dtype), log_scale.to(dtype).exp().reshape(())
+        x, scale = image_embeds.to(dtype), log_scale.to(dtype).exp().reshape(())
         with torch.autocast(x.device.type, enabled=False):
-            row_lse, column_lse = _log_sum_exps(x * scale, y, side)
-            positives = torch.einsum("id,id->i", x * scale, y)
+            row_lse, column_lse = _log_sum_exps(x * scale, text_embeds, ranks, side)
+            positives = torch.einsum("id,id->i", x * scale, text_embeds.to(dtype))
             if with_grad:
-                ctx.save_for_backward(*_gradients(x, y, scale, row_lse, column_lse, side))
+                ctx.save_for_backward(*_gradients(x, text_embeds, scale, row_lse, column_lse, ranks, side))
                 ctx.like = [(value.dtype, value.shape) for value in (image_embeds, text_embeds, log_scale)]
-        return ((row_lse + column_lse - 2 * positives).sum(dtype=torch.float64) / (2 * len(x))).to(dtype)
+        terms = (row_lse + column_lse - 2 * positives).sum(dtype=torch.float64)
+        return (terms * (ranks.share / 2)).to(dtype)
 
     @staticmethod
     @once_differentiable
@@ -127,33 +165,43 @@ class _SoftmaxLoss(torch.autograd.Function):
             (saved * grad_loss.to(saved.dtype)).to(dtype).reshape(shape) if needed else None
             for saved, (dtype, shape), needed in zip(ctx.saved_tensors, ctx.like, ctx.needs_input_grad[:3], strict=True)
         ]
-        return (*gradients, None, None)
+        return (*gradients, None, None, None)
 
 
-def _log_sum_exps(x_scaled: Tensor, y: Tensor, side: int) -> tuple[Tensor, Tensor]:
-    """Return the log-sum-exp of each row and each column of ``x_scaled @ y.T``, both ``[b]``."""
+def _log_sum_exps(x_scaled: Tensor, own_texts: Tensor, ranks: _Ranks, side: int) -> tuple[Tensor, Tensor]:
+    """Return the log-sum-exp of each own row and each own column of all logits, both ``[b]``."""
     row_lse = x_scaled.new_full((len(x_scaled),), -math.inf)
-    column_lse = row_lse.clone()
-    for rows, columns in tiles(len(x_scaled), len(y), side):
-        logits = x_scaled[rows] @ y[columns].T
-        row_lse[rows] = torch.logaddexp(row_lse[rows], logits.logsumexp(1))
-        column_lse[columns] = torch.logaddexp(column_lse[columns], logits.logsumexp(0))
-    return row_lse, column_lse
+    exchange = open_exchange(ranks.comm, ranks.ring, ranks.sizes, torch.logaddexp)
+    for _, (texts,) in exchange.blocks((own_texts,)):
+        y = texts.to(x_scaled.dtype)
+        column_lse = y.new_full((len(y),), -math.inf)
+        for rows, columns in tiles(len(x_scaled), len(y), side):
+            logits = x_scaled[rows] @ y[columns].T
+            row_lse[rows] = torch.logaddexp(row_lse[rows], logits.logsumexp(1))
+            column_lse[columns] = torch.logaddexp(column_lse[columns], logits.logsumexp(0))
+        exchange.hand_on(column_lse)
+    return row_lse, exchange.home()
 
 
 def _gradients(
-    x: Tensor, y: Tensor, scale: Tensor, row_lse: Tensor, column_lse: Tensor, side: int
+    x: Tensor, own_texts: Tensor, scale: Tensor, row_lse: Tensor, column_lse: Tensor, ranks: _Ranks, side: int
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return the gradients of images, texts and t'. By a logit: ``(row softmax + column softmax - 2 * pair) / 2b``."""
-    gradient_x, gradient_y = -2 * y, -2 * x  # the pairs; both softmaxes are added tile by tile
+    gradient_x = -2 * own_texts.to(x.dtype)  # the pairs; both softmaxes are added tile by tile
     x_scaled = x * scale
-    for rows, columns in tiles(len(x), len(y), side):
-        logits = x_scaled[rows] @ y[columns].T
-        p = (logits - row_lse[rows, None]).exp_()
-        p += logits.sub_(column_lse[columns]).exp_()
-        gradient_x[rows].addmm_(p, y[columns])
-        gradient_y[columns].addmm_(p.T, x[rows])
-    factor = scale / (2 * len(x))
+    exchange = open_exchange(ranks.comm, ranks.ring, ranks.sizes)
+    for owner, (texts, lse) in exchange.blocks((own_texts, column_lse)):
+        y = texts.to(x.dtype)
+        gradient_y = -2 * x if owner == ranks.ring.rank else torch.zeros_like(y)
+        for rows, columns in tiles(len(x), len(y), side):
+            logits = x_scaled[rows] @ y[columns].T
+            p = (logits - row_lse[rows, None]).exp_()
+            p += logits.sub_(lse[columns]).exp_()
+            gradient_x[rows].addmm_(p, y[columns])
+            gradient_y[columns].addmm_(p.T, x[rows])
+        exchange.hand_on(gradient_y)
+    gradient_y = exchange.home()
+    factor = scale * (ranks.share / 2)
     gradient_x *= factor
     gradient_y *= factor
     return gradient_x, gradient_y, torch.einsum("id,id->i", x, gradient_x).sum(dtype=torch.float64)

@@ -255,7 +255,7 @@ def broken(**changes):
         ({"match_ids": torch.zeros(4)}, "got torch.float32"),
         ({"match": "negative"}, "'positive' or 'ignore', got 'negative'"),
         ({"comm": "carrier pigeon"}, "'ring' or 'gather', got 'carrier pigeon'"),
-        ({"sizes": [3]}, r"sizes to be \[4\].*got \[3\]"),
+        ({"sizes": [3]}, r"each of the 1 ranks.* 4 for rank 0, got \[3\]"),
         ({"chunk_size": 0}, "at least 1 row, got 0"),
         ({"backend": "cobol"}, "got 'cobol'"),
         ({"negatives": "hard"}, "got 'hard'"),
