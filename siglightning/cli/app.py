@@ -17,7 +17,8 @@ from lightning.pytorch.utilities.model_helpers import is_overridden
 from typing_extensions import override
 
 import siglightning.data
-import siglightning.tasks  # noqa: F401  # their classes' short names work in configurations
+import siglightning.distributed.strategy
+import siglightning.tasks  # noqa: F401  # their names work in configurations
 from siglightning.cli.defaults import default_callbacks, with_atomic_checkpoints
 from siglightning.cli.hints import nearest
 from siglightning.cli.loggers import redirect_loggers, with_metrics_csv
@@ -170,7 +171,7 @@ class SigCLI(LightningCLI):
         if self.subcommand == "fit":
             for part in (self.datamodule, self.model):
                 if hasattr(part, "check_processes"):  # here, since later each process would say it
-                    part.check_processes(self.trainer.world_size)
+                    part.check_processes(self.trainer)
         self._checkpoint = self._choose_checkpoint()
         if self._checkpoint is not None and not is_overridden("configure_model", self.model):
             require_same_model(self.model.state_dict(), self._checkpoint)

@@ -4,7 +4,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any
 
-from lightning.pytorch import LightningDataModule
+from lightning.pytorch import LightningDataModule, Trainer
 from lightning.pytorch.loops.progress import _ProcessedTracker
 from lightning.pytorch.trainer.states import TrainerFn
 from torch.utils.data import DataLoader, Dataset, SequentialSampler
@@ -118,9 +118,9 @@ class BaseDataModule(LightningDataModule, ABC):
         limited = limit if isinstance(limit, int) else int(whole * (1.0 if limit is None else limit))
         return min(whole, limited)
 
-    def check_processes(self, world_size: int) -> None:
+    def check_processes(self, trainer: Trainer) -> None:
         """Raises ``ValueError`` unless a global batch can be shared; the command line asks before processes start."""
-        check_global_batch(self.global_batch_size, world_size)
+        check_global_batch(self.global_batch_size, trainer.world_size)
 
     def setup(self, stage: str | None = None) -> None:
         """Builds the data sets and checks that the batch fits them, before any training.

@@ -94,20 +94,21 @@ class BaseTask(LightningModule):
         torch.manual_seed(step_seed(self.seed, self.global_step, self.global_rank))
 
     def log_train(self, loss: Tensor, values: dict[str, Tensor]) -> None:
-        """Log the training loss and what goes with it, at the trainer's logging interval.
+        """Log the training loss and what goes with it, at the trainer's logging interval; means over processes.
 
         Raises:
             NotFiniteError: the loss is NaN or infinite. Looked at only at that interval, lest the device wait.
         """
         if not self.is_logging_step:
             return
+        loss = self.trainer.strategy.reduce(loss, reduce_op="mean")  # not finite on one, and all of them stop
         if not bool(torch.isfinite(loss)):
             raise NotFiniteError(
                 f"The training loss is {loss.item()} at step {self.global_step}. Lower the learning rate, lengthen the "
                 "warm-up or clip gradients (`trainer.gradient_clip_val: 1.0`); the last checkpoint is from before."
             )
         self.log("train/loss", loss, prog_bar=True, batch_size=1)
-        self.log_dict({f"train/{name}": value for name, value in values.items()}, batch_size=1)
+        self.log_dict({f"train/{name}": value for name, value in values.items()}, batch_size=1, sync_dist=True)
         self.log("train/lr", self._peak_group_lr(), batch_size=1)
 
     @property

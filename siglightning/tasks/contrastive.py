@@ -4,11 +4,16 @@ from collections.abc import Sequence
 from typing import Any, Literal
 
 import torch
+import torch.distributed as dist
+from lightning.pytorch import Trainer
 from lightning.pytorch.cli import OptimizerCallable
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 
 from siglightning.batch import Batch, InputSpec
+from siglightning.distributed.exchange import Comm
+from siglightning.distributed.strategy import group_of, require_whole_parameters
+from siglightning.distributed.watch import set_step
 from siglightning.evaluation import (
     DEFAULT_TEMPLATES,
     Evaluation,
@@ -19,7 +24,7 @@ from siglightning.evaluation import (
     zeroshot_metrics,
 )
 from siglightning.losses import sigmoid_loss, softmax_loss
-from siglightning.models import TwoTower
+from siglightning.models import TwoTower, has_trainable_batchnorm
 from siglightning.optim import GroupRule, Schedule
 from siglightning.tasks.base import BaseTask, adamw
 from siglightning.tasks.embeddings import EmbeddedSet
@@ -32,6 +37,11 @@ class ContrastiveTask(BaseTask):
     ways, and zero-shot accuracy where the data module has ``class_names``. Tests do the same for each test set and
     leave :attr:`evaluations` for tables and figures.
 
+    On several processes each encodes its share of the global batch and the loss goes round the ring of
+    :class:`~siglightning.distributed.RingDDPStrategy` (under any other DDP, of all processes), so that the objective
+    is that of one process on the whole batch. Evaluation sets are embedded in shares, too; the first process gathers
+    and scores them.
+
     Args:
         network: the two towers with t' and b.
         loss: ``sigmoid`` (SigLIP) or ``softmax`` (CLIP; its network has ``init_bias: null``).
@@ -42,6 +52,7 @@ class ContrastiveTask(BaseTask):
         rules: parameter groups, first match wins; names begin with ``network.``.
         scalar_lr_mult: factor on the learning rate of t' and b, which at the towers' rate hardly move in a short run.
         chunk_size: side of a tile of the loss in rows.
+        comm: how texts travel between processes, ``ring`` or ``gather``; the numbers are the same.
         allow_accumulation: accept ``trainer.accumulate_grad_batches > 1``, which is another objective.
         seed: of dropout and whatever else is drawn on the device, together with the step.
 
@@ -59,6 +70,7 @@ class ContrastiveTask(BaseTask):
         rules: Sequence[GroupRule] = (),
         scalar_lr_mult: float = 1.0,
         chunk_size: int | None = None,
+        comm: Comm = "ring",
         allow_accumulation: bool = False,
         seed: int = 0,
     ) -> None:
@@ -69,28 +81,29 @@ class ContrastiveTask(BaseTask):
                 "`model.init_args.network.init_args.init_bias: null`."
             )
         self.network, self.loss_name, self.match = network, loss, match
-        self.chunk_size, self.allow_accumulation = chunk_size, allow_accumulation
+        self.chunk_size, self.comm, self.allow_accumulation = chunk_size, comm, allow_accumulation
         self.input_spec = InputSpec(network.image_size, network.tokenizer)
         self.evaluations: dict[str, Evaluation] = {}
         self._sets: dict[int, EmbeddedSet] = {}
 
-    def check_processes(self, world_size: int) -> None:
-        """Refuse several processes; the command line asks before they start.
+    def check_processes(self, trainer: Trainer) -> None:
+        """Refuse what several processes cannot share exactly; the command line asks before they start.
 
         Raises:
-            ValueError: more than one process.
+            ValueError: a strategy that shares out parameters, or BatchNorm in training.
         """
-        if world_size > 1:
+        require_whole_parameters(trainer.strategy, trainer.world_size)
+        if trainer.world_size > 1 and has_trainable_batchnorm(self.network):
             raise ValueError(
-                f"Contrastive training runs on one process so far, got {world_size}: each would see only its own "
-                "negatives. Set `trainer.devices: 1`; for a large batch use the network's `micro_batch_size`."
+                f"A tower trains BatchNorm, whose statistics would be those of one of the {trainer.world_size} "
+                "processes and not of the batch. Choose a tower without BatchNorm, freeze it, or train on one process."
             )
 
     def setup(self, stage: str) -> None:
         """Check what would silently be another objective, and match b to the batch where asked to.
 
         Raises:
-            ValueError: accumulation without ``allow_accumulation``, or more than one process.
+            ValueError: accumulation without ``allow_accumulation``, or processes that could not be exact.
         """
         super().setup(stage)
         if stage != "fit":
@@ -98,11 +111,21 @@ class ContrastiveTask(BaseTask):
         self._check_objective()
         self.network.set_auto_bias(self.global_batch_size)
 
-    def loss(self, image_embeds: Tensor, text_embeds: Tensor, match_ids: Tensor | None) -> Tensor:
-        """The loss that trains, of unit embeddings ``[b, d]`` and match ids int64 ``[b]``; a scalar in nats."""
+    def loss(
+        self,
+        image_embeds: Tensor,
+        text_embeds: Tensor,
+        match_ids: Tensor | None,
+        group: dist.ProcessGroup | None = None,
+    ) -> Tensor:
+        """The loss that trains, of unit embeddings ``[b, d]`` and match ids int64 ``[b]``; a scalar in nats.
+
+        With a ``group`` the batch is that of all its processes, and the mean over them is the loss.
+        """
         network = self.network
+        options: dict[str, Any] = {"group": group, "comm": self.comm, "chunk_size": self.chunk_size}
         if self.loss_name == "softmax":
-            return softmax_loss(image_embeds, text_embeds, network.log_scale, chunk_size=self.chunk_size)
+            return softmax_loss(image_embeds, text_embeds, network.log_scale, **options)
         return sigmoid_loss(
             image_embeds,
             text_embeds,
@@ -110,7 +133,7 @@ class ContrastiveTask(BaseTask):
             network.bias,
             match_ids=None if self.match == "none" else match_ids,
             match="ignore" if self.match == "ignore" else "positive",
-            chunk_size=self.chunk_size,
+            **options,
         )
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
@@ -118,8 +141,10 @@ class ContrastiveTask(BaseTask):
         slices = self.network.num_slices(len(batch["image"]))
         self.network.seed_slices(self.seed, self.global_step, self.global_rank * slices)
         image_embeds, text_embeds = self.network(batch["image"], batch["text"])
-        match_ids = batch.get("match_id")
-        loss = self.loss(image_embeds, text_embeds, match_ids)
+        match_ids, group = batch.get("match_id"), group_of(self.trainer.strategy)
+        if group is not None:
+            set_step(group, self.global_step)
+        loss = self.loss(image_embeds, text_embeds, match_ids, group)
         if self.is_logging_step:
             self.log_train(loss.detach(), self._monitored(loss, image_embeds, text_embeds, match_ids))
         return loss
@@ -130,28 +155,33 @@ class ContrastiveTask(BaseTask):
 
     def on_validation_epoch_end(self) -> None:
         """Log the loss, retrieval and zero-shot accuracy of the validation set."""
-        for embedded in self._sets.values():
-            is_training = self.trainer.state.fn == TrainerFn.FITTING  # its curves show no intervals
+        values: dict[str, float] = {}
+        is_training = self.trainer.state.fn == TrainerFn.FITTING  # its curves show no intervals
+        for embedded in self._whole_sets(self.trainer.num_val_batches).values():
             evaluation = self._evaluate("val", embedded, num_resamples=1 if is_training else 1000)
             self.evaluations = {} if is_training else {"val": evaluation}
-            self.log("val/loss", self._group_loss(embedded), batch_size=1)
-            self.log_dict({f"val/{name}": metric.value for name, metric in evaluation.metrics.items()}, batch_size=1)
-        self._sets.clear()
+            values["val/loss"] = self._group_loss(embedded)
+            values |= {f"val/{name}": metric.value for name, metric in evaluation.metrics.items()}
+        self._log_everywhere(values)
 
     def test_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
         """Embed one batch of one test set."""
         self._embed(batch, dataloader_idx)
 
     def on_test_epoch_end(self) -> None:
-        """Evaluate every test set and keep the results in :attr:`evaluations`."""
-        names = getattr(self._datamodule, "test_set_names", None) or [f"set {index}" for index in self._sets]
+        """Evaluate every test set and keep the results in :attr:`evaluations`, on the first process."""
+        sets = self._whole_sets(self.trainer.num_test_batches)
+        names = getattr(self._datamodule, "test_set_names", None) or [f"set {index}" for index in sets]
         self.evaluations = {
-            names[i]: self._evaluate(names[i], embedded, num_resamples=1000) for i, embedded in self._sets.items()
+            names[i]: self._evaluate(names[i], embedded, num_resamples=1000) for i, embedded in sets.items()
         }
-        for name, evaluation in self.evaluations.items():
-            values = {f"test/{name}/{key}": metric.value for key, metric in evaluation.metrics.items()}
-            self.log_dict(values, batch_size=1)
-        self._sets.clear()
+        self._log_everywhere(
+            {
+                f"test/{name}/{key}": metric.value
+                for name, evaluation in self.evaluations.items()
+                for key, metric in evaluation.metrics.items()
+            }
+        )
 
     def predict_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> dict[str, Any]:
         """Embeddings of one batch: ``id``, ``image_embed [B, d]`` and, where there are captions, ``text_embed``."""
@@ -179,7 +209,7 @@ class ContrastiveTask(BaseTask):
 
     def _check_objective(self) -> None:
         batches, pairs = self.trainer.accumulate_grad_batches, self.global_batch_size
-        self.check_processes(self.trainer.world_size)
+        self.check_processes(self.trainer)
         self.network.num_slices(pairs // self.trainer.world_size)  # refuses slices that do not fill the batch
         if batches > 1 and not self.allow_accumulation:
             raise ValueError(
@@ -195,7 +225,7 @@ class ContrastiveTask(BaseTask):
         network = self.network
         logits = pair_logits(image_embeds, text_embeds, network.log_scale, network.bias, match_ids)
         values = {
-            "loss_per_pair": loss.detach() / len(image_embeds),
+            "loss_per_pair": loss.detach() / (len(image_embeds) * self.trainer.world_size),
             "logit_scale": network.log_scale.detach().exp().squeeze(),
             "positive_logit": logits.positive.float(),
             "negative_logit": logits.negative.float(),
@@ -205,6 +235,18 @@ class ContrastiveTask(BaseTask):
     def _embed(self, batch: Batch, dataloader_idx: int) -> None:
         image_embeds, text_embeds = self.network(batch["image"], batch["text"])
         self._sets.setdefault(dataloader_idx, EmbeddedSet()).add(batch, image_embeds, text_embeds)
+
+    def _whole_sets(self, batches: Sequence[int | float]) -> dict[int, EmbeddedSet]:
+        """The evaluation sets by loader, whole, on the first process; nothing on the others."""
+        group = None if self.trainer.world_size == 1 else dist.group.WORLD
+        shares = [self._sets.pop(index, EmbeddedSet()) for index in range(len(batches))]
+        wholes = [share.gathered(group) for share in shares]
+        return {index: whole for index, whole in enumerate(wholes) if whole is not None and whole.images}
+
+    def _log_everywhere(self, values: dict[str, float]) -> None:
+        """Log what the first process found, on every one: checkpoints are chosen by it."""
+        values = self.trainer.strategy.broadcast(values)
+        self.log_dict(values, batch_size=1, sync_dist=True, reduce_fx="max")  # of equal values, to the bit
 
     def _evaluate(self, name: str, embedded: EmbeddedSet, num_resamples: int) -> Evaluation:
         evaluation = evaluate_retrieval(
@@ -235,5 +277,5 @@ class ContrastiveTask(BaseTask):
 
     def _group_loss(self, embedded: EmbeddedSet) -> float:
         groups = embedded.loss_groups(self.global_batch_size)
-        losses = [self.loss(*(value.to(self.device) for value in group)) for group in groups]
+        losses = [self.loss(x.to(self.device), y.to(self.device), ids.to(self.device)) for x, y, ids in groups]
         return torch.stack(losses).double().mean().item()

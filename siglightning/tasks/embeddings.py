@@ -1,9 +1,10 @@
 """Collects the embeddings of an evaluation set, batch by batch."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
 from siglightning.batch import Batch
@@ -23,6 +24,7 @@ class EmbeddedSet:
         first_texts: int64 ``[N]``, row of the first caption of each picture.
         labels: class indices int64 ``[N]``, where the set has them.
         examples: a few pictures to show.
+        has_ids: whether the ids came with the batches; otherwise they number the pictures.
     """
 
     images: list[Tensor] = field(default_factory=list)
@@ -33,6 +35,7 @@ class EmbeddedSet:
     first_texts: list[Tensor] = field(default_factory=list)
     labels: list[Tensor] = field(default_factory=list)
     examples: ExampleImages = field(default_factory=ExampleImages)
+    has_ids: bool = False
 
     def add(self, batch: Batch, image_embeds: Tensor, text_embeds: Tensor) -> None:
         """Take a batch and its embeddings ``[B, d]``, ``[T, d]``; without ids a picture matches its own captions."""
@@ -45,6 +48,7 @@ class EmbeddedSet:
         self.images.append(image_embeds.float().cpu())
         self.texts.append(text_embeds.float().cpu())
         self.tokens.append(batch["text"].cpu())
+        self.has_ids = "match_id" in batch
         self.image_ids.append(ids)
         self.text_ids.append(ids[owner])
         self.first_texts.append(num_texts + first)
@@ -52,6 +56,24 @@ class EmbeddedSet:
             self.labels.append(batch["label"].cpu())
         if "image" in batch:
             self.examples.offer(num_images, batch["image"])
+
+    def gathered(self, group: dist.ProcessGroup | None) -> "EmbeddedSet | None":
+        """The whole set, of which each process has embedded one stretch.
+
+        Every process sends its stretch to the first one, once.
+
+        Args:
+            group: the processes, in the order of their stretches; ``None`` for a single one.
+
+        Returns:
+            The stretches in a row on the group's first process, ``None`` on the others. Examples are those of the
+            first stretch.
+        """
+        if group is None:
+            return self
+        stretches: list[EmbeddedSet] | None = [self] * group.size() if group.rank() == 0 else None
+        dist.gather_object(self, stretches, group=group, group_dst=0)
+        return None if stretches is None else _joined(stretches)
 
     def loss_groups(self, group_size: int) -> Sequence[tuple[Tensor, Tensor, Tensor]]:
         """Fixed groups of ``group_size`` pairs: (image embeddings, first captions' embeddings, match ids).
@@ -65,3 +87,20 @@ class EmbeddedSet:
         size = min(group_size, len(images))
         chunks = torch.split(order[: len(order) // size * size], size)
         return [(images[rows], texts[rows], ids[rows]) for rows in chunks]
+
+
+def _joined(stretches: Sequence[EmbeddedSet]) -> EmbeddedSet:
+    """One set after the other; what numbers rows of a stretch then numbers rows of the whole."""
+    whole = EmbeddedSet(examples=stretches[0].examples, has_ids=stretches[0].has_ids)
+    num_images = num_texts = 0
+    for stretch in stretches:
+        shifts = {"first_texts": num_texts}
+        if not stretch.has_ids:
+            shifts |= {"image_ids": num_images, "text_ids": num_images}
+        for name in _PIECES:
+            getattr(whole, name).extend(piece + shifts.get(name, 0) for piece in getattr(stretch, name))
+        num_images, num_texts = sum(map(len, whole.images)), sum(map(len, whole.texts))
+    return whole
+
+
+_PIECES = [part.name for part in fields(EmbeddedSet) if part.name not in ("examples", "has_ids")]
