@@ -47,7 +47,7 @@ def train_until(fault, first_bad_step, loss):
             assert time.monotonic() - start < TIMEOUT_S + GRACE_S + 5  # a busy machine is late
             raise
         finally:
-            if step == BAD_STEP or step == first_bad_step:
+            if step in (BAD_STEP, first_bad_step):
                 store.set(f"others have ended/{dist.get_rank()}", "")
 
 
