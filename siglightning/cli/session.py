@@ -128,6 +128,7 @@ def run(arguments: Sequence[str], command: Sequence[str], trusted: Sequence[str]
 
 def _run(session: Session, trusted: Sequence[str], debug: bool) -> tuple[ExitCode, str]:
     from siglightning.cli.app import SigCLI
+    from siglightning.distributed.watch import RingError
 
     try:
         restrict_imports(trusted)
@@ -136,6 +137,8 @@ def _run(session: Session, trusted: Sequence[str], debug: bool) -> tuple[ExitCod
         return _code_of_exit(error, session)
     except NotFiniteError as error:
         return _report(ExitCode.NOT_FINITE, error, show_traceback=debug)
+    except RingError as error:
+        return _report(ExitCode.HANG, error, show_traceback=debug)
     except USER_ERRORS as error:
         code = ExitCode.BUG if session.began else ExitCode.BAD_INPUT
         return _report(code, error, show_traceback=debug or session.began)

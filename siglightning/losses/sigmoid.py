@@ -24,7 +24,7 @@ from typing import Any, Literal, NamedTuple
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from siglightning.distributed.exchange import Comm, Exchange, open_exchange
@@ -132,43 +132,6 @@ def _check_matches(match_ids: Tensor | None, match: str, num_pairs: int) -> None
             f"Expected match_ids int64 [{num_pairs}], one id for each pair, got {match_ids.dtype} "
             f"{list(match_ids.shape)}. Give equal ids to rows that describe the same thing."
         )
-
-
-class SigmoidLoss(nn.Module):
-    """:func:`sigmoid_loss` with learnable t' and b, for training loops that are not ours.
-
-    Called as ``loss(image_embeds, text_embeds)`` it uses its own parameters ``log_scale`` and ``bias``, each of shape
-    ``(1,)``. Called as open_clip calls its losses, ``loss(image_features, text_features, logit_scale, logit_bias,
-    output_dict=...)``, it uses those, ``logit_scale`` being linear (not its logarithm).
-
-    Args:
-        init_log_scale: initial t'. log 10 (SigLIP paper, Table 4; the "10" of its section 3.2 is a slip).
-        init_bias: initial b. -10 suits batches around 22,000, where one pair in ``exp(10)`` is a positive.
-        chunk_size: see :func:`sigmoid_loss`.
-    """
-
-    def __init__(
-        self, init_log_scale: float = math.log(10), init_bias: float = -10.0, chunk_size: int | None = None
-    ) -> None:
-        super().__init__()
-        self.log_scale = nn.Parameter(torch.tensor([init_log_scale]))
-        self.bias = nn.Parameter(torch.tensor([init_bias]))
-        self.chunk_size = chunk_size
-
-    def forward(
-        self,
-        image_features: Tensor,
-        text_features: Tensor,
-        logit_scale: Tensor | None = None,
-        logit_bias: Tensor | None = None,
-        output_dict: bool = False,
-    ) -> Tensor | dict[str, Tensor]:
-        """Return the loss of :func:`sigmoid_loss`, or ``{"contrastive_loss": loss}`` when asked as open_clip asks."""
-        own = logit_scale is None
-        log_scale = self.log_scale if logit_scale is None else logit_scale.log()
-        bias = self.bias if own else logit_bias
-        loss = sigmoid_loss(image_features, text_features, log_scale, bias, chunk_size=self.chunk_size)
-        return {"contrastive_loss": loss} if output_dict else loss
 
 
 @dataclass

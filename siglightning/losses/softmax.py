@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from siglightning.distributed.exchange import Comm, open_exchange
@@ -89,35 +89,6 @@ def softmax_loss(
     agree(group, call, image_embeds.device)
     loss: Tensor = _SoftmaxLoss.apply(*inputs, _Ranks(ring, all_sizes, comm), side, with_grad)
     return loss
-
-
-class SoftmaxLoss(nn.Module):
-    """:func:`softmax_loss` with a learnable t', for training loops that are not ours.
-
-    Called as ``loss(image_embeds, text_embeds)`` it uses its own ``log_scale`` of shape ``(1,)``; called as open_clip
-    calls its losses, ``loss(image_features, text_features, logit_scale, output_dict=...)``, it uses that linear scale.
-
-    Args:
-        init_log_scale: initial t'. log(1 / 0.07), as in CLIP.
-        chunk_size: see :func:`softmax_loss`.
-    """
-
-    def __init__(self, init_log_scale: float = math.log(1 / 0.07), chunk_size: int | None = None) -> None:
-        super().__init__()
-        self.log_scale = nn.Parameter(torch.tensor([init_log_scale]))
-        self.chunk_size = chunk_size
-
-    def forward(
-        self,
-        image_features: Tensor,
-        text_features: Tensor,
-        logit_scale: Tensor | None = None,
-        output_dict: bool = False,
-    ) -> Tensor | dict[str, Tensor]:
-        """Return the loss of :func:`softmax_loss`, or ``{"contrastive_loss": loss}`` when asked as open_clip asks."""
-        log_scale = self.log_scale if logit_scale is None else logit_scale.log()
-        loss = softmax_loss(image_features, text_features, log_scale, chunk_size=self.chunk_size)
-        return {"contrastive_loss": loss} if output_dict else loss
 
 
 class _Ranks(NamedTuple):
