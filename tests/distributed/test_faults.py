@@ -8,8 +8,8 @@ from datetime import timedelta
 import pytest
 import torch
 import torch.distributed as dist
-from ranks import RanksError, run_ranks
 
+from siglightning.distributed.local import RanksError, run_ranks
 from siglightning.distributed.watch import GRACE_S, set_step
 from siglightning.losses import sigmoid_loss, softmax_loss
 
@@ -54,7 +54,7 @@ def train_until(fault, first_bad_step, loss):
 @pytest.mark.parametrize(("fault", "loss"), [*((fault, sigmoid_loss) for fault in FAULTS), ("dies", softmax_loss)])
 def test_every_other_rank_names_the_culprit_and_the_step(fault, loss):
     with pytest.raises(RanksError) as caught:
-        run_ranks(3, train_until, fault, BAD_STEP, loss, group_timeout_s=TIMEOUT_S)
+        run_ranks(3, train_until, fault, BAD_STEP, loss, timeout_s=TIMEOUT_S)
     for rank, error in enumerate(caught.value.errors):
         if rank != CULPRIT:
             message = error.strip().splitlines()[-2]
@@ -65,7 +65,7 @@ def test_every_other_rank_names_the_culprit_and_the_step(fault, loss):
 @pytest.mark.parametrize("fault", ["one pair fewer", "another dtype", "another width"])
 def test_at_the_first_step_every_rank_says_what_differs(fault):
     with pytest.raises(RanksError) as caught:
-        run_ranks(3, train_until, fault, 0, sigmoid_loss, group_timeout_s=TIMEOUT_S)
+        run_ranks(3, train_until, fault, 0, sigmoid_loss, timeout_s=TIMEOUT_S)
     expected = {
         "one pair fewer": "at step 100. pairs: expected 4, rank 2 has 3. Give every rank the same number",
         "another dtype": "dtype: expected torch.float32, rank 2 has torch.float64. Run every rank at the same",
@@ -78,6 +78,6 @@ def test_at_the_first_step_every_rank_says_what_differs(fault):
 
 def test_a_rank_that_changes_its_batch_is_told_what_to_do():
     with pytest.raises(RanksError) as caught:
-        run_ranks(3, train_until, "one pair fewer", BAD_STEP, sigmoid_loss, group_timeout_s=TIMEOUT_S)
+        run_ranks(3, train_until, "one pair fewer", BAD_STEP, sigmoid_loss, timeout_s=TIMEOUT_S)
     assert "ValueError: Rank 2 left what all ranks agreed on" in caught.value.errors[CULPRIT]
     assert "pairs: expected 4, got 3. Give every rank the same number of pairs" in caught.value.errors[CULPRIT]

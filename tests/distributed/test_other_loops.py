@@ -6,11 +6,11 @@ import pytest
 import torch
 import torch.distributed as dist
 from open_clip.loss import ClipLoss, SigLipLoss
-from ranks import run_ranks
 from references import unit_pairs
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
+from siglightning.distributed.local import run_ranks
 from siglightning.losses import SigmoidLoss, SoftmaxLoss, sigmoid_loss
 from siglightning.models import TowerConfig, TwoTower
 

@@ -10,9 +10,9 @@ import math
 import pytest
 import torch
 import torch.distributed as dist
-from ranks import run_ranks
 from references import sigmoid_loss_loops, softmax_loss_loops, softmax_magnitudes, unit_pairs
 
+from siglightning.distributed.local import run_ranks
 from siglightning.losses import sigmoid_loss, softmax_loss
 
 WORLD_SIZES = (1, 2, 3, 4, 5)

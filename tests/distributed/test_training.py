@@ -7,9 +7,9 @@ import pytest
 import torch
 import torch.distributed as dist
 from lightning.pytorch.utilities import rank_zero_only
-from ranks import run_ranks
 
 from siglightning.cli import main
+from siglightning.distributed.local import run_ranks
 
 STEPS = 4
 SMALL = f"""

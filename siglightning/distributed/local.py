@@ -1,44 +1,53 @@
-"""Real processes with gloo between them: `run_ranks` starts them, hands out arguments and collects what they return."""
+"""A function on several processes of this machine, joined by gloo: for benchmarks, for trying things out, for tests."""
 
 import multiprocessing
 import tempfile
 import traceback
+from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
+from torch.distributed import FileStore  # type: ignore[attr-defined]  # public, but not re-exported
+
+Result = TypeVar("Result")
 
 # Children fork from a server that has imported torch once, instead of importing it each time.
 _CONTEXT = multiprocessing.get_context("forkserver")
 _CONTEXT.set_forkserver_preload(["torch", "torch.distributed", "siglightning.losses"])
-GROUP_TIMEOUT_S = 60.0  # of transfers; a machine that is busy elsewhere stays far below it
 
 
-class RanksError(Exception):
-    """Some ranks raised; `errors` holds each one's traceback, empty for a rank that returned or vanished."""
+class RanksError(RuntimeError):
+    """Some ranks did not return; `errors` holds each one's traceback, empty for one that returned or vanished."""
 
     def __init__(self, errors: list[str]) -> None:
         super().__init__("\n".join(errors))
         self.errors = errors
 
 
-def run_ranks(world_size: int, function, *arguments: Any, group_timeout_s: float = GROUP_TIMEOUT_S) -> list[Any]:
-    """Call ``function(*arguments)`` in ``world_size`` processes that share a gloo group; results in rank order.
+def run_ranks(
+    world_size: int, function: Callable[..., Result], *arguments: Any, timeout_s: float = 60.0, threads: int = 1
+) -> list[Result]:
+    """Call ``function(*arguments)`` in ``world_size`` processes that share a gloo group.
 
     Args:
         world_size: number of processes.
         function: of a module, so that children can import it; finds its rank with ``dist.get_rank()``.
         arguments: the same for all.
-        group_timeout_s: of the group.
+        timeout_s: of the group's communication, in seconds.
+        threads: of torch, in each process.
+
+    Returns:
+        What each rank returned, in their order.
 
     Raises:
         RanksError: some rank did not return.
     """
     with tempfile.TemporaryDirectory() as folder:
-        common = (world_size, folder, group_timeout_s, function, arguments)
-        processes = [_CONTEXT.Process(target=_child, args=(rank, *common)) for rank in range(world_size)]
+        common = (world_size, folder, timeout_s, threads, function, arguments)
+        processes = [_CONTEXT.Process(target=_run_rank, args=(rank, *common)) for rank in range(world_size)]
         for process in processes:
             process.start()
         for process in processes:
@@ -50,10 +59,18 @@ def run_ranks(world_size: int, function, *arguments: Any, group_timeout_s: float
         raise RanksError([path.read_text() if path.exists() else "" for path in errors])
 
 
-def _child(rank: int, world_size: int, folder: str, timeout_s: float, function, arguments) -> None:
-    torch.set_num_threads(1)
+def _run_rank(
+    rank: int,
+    world_size: int,
+    folder: str,
+    timeout_s: float,
+    threads: int,
+    function: Callable[..., Any],
+    arguments: tuple[Any, ...],
+) -> None:
+    torch.set_num_threads(threads)
+    store = FileStore(f"{folder}/store", world_size)
     timeout = timedelta(seconds=timeout_s)
-    store = dist.FileStore(f"{folder}/store", world_size)
     dist.init_process_group("gloo", store=store, rank=rank, world_size=world_size, timeout=timeout)
     try:
         torch.save(function(*arguments), f"{folder}/{rank}.result")
