@@ -3,7 +3,7 @@
 import inspect
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -193,10 +193,11 @@ class LocalTextTransformer(TextTower):
         x = functional.dropout(x, self.dropout, self.training)
         for block in self.blocks:
             x = block(x, mask, self.causal and mask is None)
+        if self.pooling == "mean":  # normalised afterwards, lest a token that training never met weigh like any other
+            return cast(Tensor, self.norm(self._pool_without_parameters(x, real)))
         x = self.norm(x)
         if self.pool is not None:
-            pooled: Tensor = self.pool(x, None if real is None else real[:, None, None, :])
-            return pooled
+            return cast(Tensor, self.pool(x, None if real is None else real[:, None, None, :]))
         return self._pool_without_parameters(x, real)
 
     def _real_tokens(self, text: Tensor) -> Tensor | None:

@@ -9,6 +9,7 @@ import torch
 import transformers
 from tokenizers import Tokenizer as FastTokenizer
 from tokenizers.models import WordLevel
+from torch.nn import functional
 
 from siglightning.models import TowerConfig, TwoTower, build_image_tower, build_text_tower
 from siglightning.models.local_towers import LocalTextTransformer, ResidualConv
@@ -240,6 +241,18 @@ def test_padding_is_invisible_when_masked_and_read_when_not(pooling, causal):
         torch.testing.assert_close(masked(TEXT)[:1], masked(TEXT[:1, :5]))
         reading = local_text(pooling=pooling, causal=causal, mask_padding=False)
         assert not torch.allclose(reading(TEXT)[:1], reading(TEXT[:1, :5]))
+
+
+def test_a_token_without_content_does_not_turn_a_mean():
+    """A token that training never met stays near zero; normalised before pooling it would weigh like any other."""
+    tower = local_text(pooling="mean", depth=0)
+    with torch.no_grad():
+        tower.position_embedding.zero_()
+        tower.token_embedding.weight.mul_(100)
+        tower.token_embedding.weight[2] *= 0.01
+        with_silent_token = tower(torch.cat([TEXT[1:, :7], torch.full((2, 1), 2)], dim=1))
+        cosine = functional.cosine_similarity(with_silent_token, tower(TEXT[1:, :7]))
+    assert cosine.min() > 0.999  # 1 - 0.01^2 is expected; a token as loud as the others would leave .93
 
 
 def test_causal_tokens_do_not_see_what_follows():

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from siglightning.data.pictograms.archive import PictogramArchive
 
-MODES = ("name", "name_and_keywords", "category", "keyword", "template", "locale")
+MODES = ("name", "name_and_keywords", "keywords", "category", "keyword", "template", "locale")
 DRAWS_PER_CAPTION = 3
 EvalCaptions = Literal["name", "description", "all"]
 
@@ -21,8 +21,8 @@ class CaptionChoice:
 
     Attributes:
         weights: relative frequency of each mode: `name` ("dog face"), `name_and_keywords` ("dog face, pet, dog", one
-            to all keywords), `category` ("animal mammal" or "animals and nature"), `keyword` ("pet"), `template`
-            ("an emoji of dog face"), `locale` ("Hundegesicht").
+            to all keywords), `keywords` ("pet, dog", the same without the name), `category` ("animal mammal" or
+            "animals and nature"), `keyword` ("pet"), `template` ("an emoji of dog face"), `locale` ("Hundegesicht").
         templates: sentences with ``{}`` in the place of the name.
         locales: languages of the mode `locale`; a concept that lacks them all keeps its English name.
     """
@@ -95,7 +95,7 @@ class Captions:
 
         Whatever holds the name, in any language, has the English name as its subject, so that two drawings of a dog
         are not negatives for being called "dog" and "Hund". A keyword or a category is its own subject, since many
-        concepts share it; so equal captions always have equal subjects.
+        concepts share it, and so is a list of keywords; so equal captions always have equal subjects.
 
         Args:
             row: the picture.
@@ -114,9 +114,10 @@ class Captions:
         if mode == "category":
             kind = _pick(self._kinds[self._concept[row]] or [name], numbers[1])
             return kind, kind
-        if mode == "name_and_keywords" and keywords:
+        if mode in ("keywords", "name_and_keywords") and keywords:
             first, count = int(numbers[1] * len(keywords)), 1 + int(numbers[2] * len(keywords))
-            return ", ".join([name, *(keywords + keywords)[first : first + count]]), name
+            listed = ", ".join((keywords + keywords)[first : first + count])
+            return (listed, listed) if mode == "keywords" else (f"{name}, {listed}", name)
         return name, name
 
 
