@@ -85,6 +85,7 @@ def test_a_whole_run_leaves_what_the_reader_needs(fit, here):
     assert "seen_concepts" in out
 
 
+SHARDED = '{"class_path": "lightning.pytorch.strategies.ModelParallelStrategy"}'
 THREE = ["--trainer.devices=3", "--trainer.strategy=ddp"]
 MISTAKES = {
     "no folder": (["--data.root=missing"], "missing"),
@@ -96,7 +97,10 @@ MISTAKES = {
     "argument": (["--data.global_batchsize=4"], "Did you mean 'global_batch_size'?"),
     "run directory": (["--run_dir=small.yaml/run"], "small.yaml/run"),
     "indivisible batch": ([*THREE, "--data.global_batch_size=128"], "The nearest sizes are 126 and 129."),
-    "several processes": ([*THREE, "--data.global_batch_size=126"], "runs on one process so far, got 3"),
+    "sharded strategy": (
+        ["--trainer.devices=3", "--data.global_batch_size=126", f"--trainer.strategy={SHARDED}"],
+        "expected `trainer.strategy: ring_ddp`, got ModelParallelStrategy",
+    ),
     "second directory": (["--trainer.default_root_dir=elsewhere"], "use --run_dir elsewhere"),
     "slices": (["--model.network.init_args.micro_batch_size=5"], "Nearest sizes that do: "),
     "tower argument": (["--model.network.init_args.image_tower.kwargs={width: wide}"], "local:conv"),
