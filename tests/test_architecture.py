@@ -19,6 +19,7 @@ FORBIDDEN = {
     "data": ("siglightning.tasks", "siglightning.callbacks", "siglightning.models", "siglightning.losses"),
     "tasks": ("siglightning.data", "siglightning.callbacks"),
     "callbacks": ("siglightning.data", "siglightning.tasks"),
+    "commands": ("siglightning.callbacks",),
     "runtime": ("siglightning.data", "siglightning.callbacks", "siglightning.tasks", "siglightning.models"),
     "__init__.py": ("torch", "lightning", "siglightning."),
 }

@@ -8,6 +8,7 @@ import os
 import sys
 from collections.abc import Sequence
 from difflib import get_close_matches
+from importlib import import_module
 
 from siglightning import __version__
 from siglightning.cli.configs import resolve_arguments
@@ -20,13 +21,14 @@ COMMANDS = {
     "test": "evaluate a trained run on its test sets",
     "predict": "write a trained run's predictions",
 }
+OTHERS = {"bench": "measure the losses on this machine: siglightning bench loss --help"}
 
 HELP = f"""siglightning {__version__}: language-image training, SigLIP style
 
 usage: siglightning COMMAND --config FILE [--config FILE ...] [--key value ...]
 
 commands:
-{chr(10).join(f"  {name:<10}{text}" for name, text in COMMANDS.items())}
+{chr(10).join(f"  {name:<10}{text}" for name, text in (COMMANDS | OTHERS).items())}
 
 often used:
   --config FILE         a path, or the name of a shipped file: quickstart, logger/wandb; later files win
@@ -61,6 +63,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     try:
         _require_command(arguments[0])
+        if arguments[0] in OTHERS:
+            return _run_other(arguments[0], arguments[1:])
         arguments, trusted = _take_values(arguments, "--trust_imports")
         arguments, debug = _take_flag(arguments, "--debug")
         arguments = resolve_arguments(arguments)
@@ -72,13 +76,23 @@ def main(argv: Sequence[str] | None = None) -> int:
     return run(arguments, command, trusted, debug=debug or os.environ.get("SIGLIGHTNING_DEBUG", "") not in ("", "0"))
 
 
+def _run_other(name: str, arguments: Sequence[str]) -> int:
+    """Run a command that has no configuration; it reads its own arguments."""
+    main_of = import_module(f"siglightning.commands.{name}").main
+    try:
+        return int(main_of(arguments))
+    except SystemExit as error:  # argparse has said what is wrong
+        return error.code if isinstance(error.code, int) else 2
+
+
 def _require_command(name: str) -> None:
-    if name in COMMANDS:
+    known = [*COMMANDS, *OTHERS]
+    if name in known:
         return
     if name.startswith("-"):
-        raise ValueError(f"Expected a command before {name!r}: one of {', '.join(COMMANDS)}.")
-    near = get_close_matches(name, COMMANDS, n=1)
-    hint = f"Did you mean {near[0]!r}?" if near else f"Commands: {', '.join(COMMANDS)}."
+        raise ValueError(f"Expected a command before {name!r}: one of {', '.join(known)}.")
+    near = get_close_matches(name, known, n=1)
+    hint = f"Did you mean {near[0]!r}?" if near else f"Commands: {', '.join(known)}."
     raise ValueError(f"There is no command {name!r}. {hint}")
 
 

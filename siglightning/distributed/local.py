@@ -16,7 +16,8 @@ Result = TypeVar("Result")
 
 # Children fork from a server that has imported torch once, instead of importing it each time.
 _CONTEXT = multiprocessing.get_context("forkserver")
-_CONTEXT.set_forkserver_preload(["torch", "torch.distributed", "siglightning.losses"])
+_PRELOADED = ["torch", "torch.distributed", "siglightning.losses"]
+_CONTEXT.set_forkserver_preload(_PRELOADED)
 
 
 class RanksError(RuntimeError):
@@ -25,6 +26,11 @@ class RanksError(RuntimeError):
     def __init__(self, errors: list[str]) -> None:
         super().__init__("\n".join(errors))
         self.errors = errors
+
+
+def preload(*modules: str) -> None:
+    """Let children find these modules imported; before the first call of :func:`run_ranks`."""
+    _CONTEXT.set_forkserver_preload([*_PRELOADED, *modules])
 
 
 def run_ranks(

@@ -1,0 +1,1 @@
+"""Commands that stand beside fit, validate, test and predict; each has ``main(arguments) -> exit code``."""
