@@ -8,6 +8,7 @@ shared machine say little. Peak memory is the growth of the resident set over th
 """
 
 import argparse
+import ctypes
 import json
 import math
 import statistics
@@ -73,6 +74,7 @@ def peak_extra_mib(name: str, batch: int, dim: int, threads: int) -> float:
     torch.set_num_threads(threads)
     forms(256, dim)[name]()  # thread pools and the libraries' own buffers are not the loss's
     run = forms(batch, dim)[name]
+    ctypes.CDLL(None).malloc_trim(0)  # memory that the C library keeps at hand would hide growth
     before = status_kib("VmRSS")
     Path("/proc/self/clear_refs").write_text("5")  # resets VmHWM, the high-water mark
     run()

@@ -65,7 +65,7 @@ def set_step(group: dist.ProcessGroup, step: int) -> None:
     _record(group).step = step
 
 
-def agree(group: dist.ProcessGroup | None, call: Call, device: torch.device) -> None:
+def agree(group: dist.ProcessGroup | None, call: Call, device: torch.device, once: Call | None = None) -> None:
     """Make sure that this call fits those of the other ranks.
 
     The first call of a kind (``call["kind"]``) gathers all ranks' calls, 512 bytes each; later ones are compared with
@@ -75,6 +75,7 @@ def agree(group: dist.ProcessGroup | None, call: Call, device: torch.device) -> 
         group: the ranks; with ``None`` or a group of one there is nobody to ask.
         call: equal on all ranks, or else.
         device: where the group communicates.
+        once: compared at the first call only; may change later, alike on all ranks.
 
     Raises:
         ValueError: this rank differs from the others, or at the first call any rank does; the message names it.
@@ -85,8 +86,8 @@ def agree(group: dist.ProcessGroup | None, call: Call, device: torch.device) -> 
     record, kind = _record(group), str(call["kind"])
     record.calls += 1
     if kind not in record.agreed:
-        calls = _gather(group, call, device)
-        if any(other != call for other in calls):
+        calls = _gather(group, {**call, **(once or {})}, device)
+        if any(other != calls[0] for other in calls):
             raise ValueError(_disagreement(calls, record.now))
         record.agreed[kind] = call
     elif call != record.agreed[kind]:

@@ -15,12 +15,11 @@ Scaled as the sigmoid loss: the mean over ranks is the loss, and DistributedData
 
 import math
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from siglightning.distributed.exchange import Comm, open_exchange
 from siglightning.distributed.ring import Ring
@@ -29,11 +28,13 @@ from siglightning.losses.inputs import (
     Backend,
     check_embeddings,
     check_scalar,
+    checksum,
     compute_dtype,
     shared_sizes,
     tile_size,
     tiles,
 )
+from siglightning.losses.known import with_gradients
 
 
 def softmax_loss(
@@ -86,9 +87,10 @@ def softmax_loss(
         "dtype": str(image_embeds.dtype),
         "comm": comm,
     }
-    agree(group, call, image_embeds.device)
-    loss: Tensor = _SoftmaxLoss.apply(*inputs, _Ranks(ring, all_sizes, comm), side, with_grad)
-    return loss
+    agree(group, call, image_embeds.device, once={"sizes": checksum(sizes)})
+    with torch.no_grad(), torch.autocast(image_embeds.device.type, enabled=False):
+        loss, gradients = _loss_and_gradients(*inputs, _Ranks(ring, all_sizes, comm), side, with_grad)
+    return with_gradients(loss, list(zip(inputs, gradients, strict=True)))
 
 
 class _Ranks(NamedTuple):
@@ -104,50 +106,30 @@ class _Ranks(NamedTuple):
         return self.ring.size / sum(self.sizes)
 
 
-class _SoftmaxLoss(torch.autograd.Function):
-    """Value and gradients in one forward pass; backward only scales what forward found."""
-
-    @staticmethod
-    def forward(
-        ctx: Any,
-        image_embeds: Tensor,
-        text_embeds: Tensor,
-        log_scale: Tensor,
-        ranks: _Ranks,
-        side: int,
-        with_grad: bool,
-    ) -> Tensor:
-        dtype = compute_dtype(image_embeds.dtype)
-        x, scale = image_embeds.to(dtype), log_scale.to(dtype).exp().reshape(())
-        with torch.autocast(x.device.type, enabled=False):
-            row_lse, column_lse = _log_sum_exps(x * scale, text_embeds, ranks, side)
-            positives = torch.einsum("id,id->i", x * scale, text_embeds.to(dtype))
-            if with_grad:
-                ctx.save_for_backward(*_gradients(x, text_embeds, scale, row_lse, column_lse, ranks, side))
-                ctx.like = [(value.dtype, value.shape) for value in (image_embeds, text_embeds, log_scale)]
-        terms = (row_lse + column_lse - 2 * positives).sum(dtype=torch.float64)
-        return (terms * (ranks.share / 2)).to(dtype)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad_loss: Tensor) -> tuple[Tensor | None, ...]:
-        """Scale each saved gradient by the incoming one, and only then cast it to its input's dtype."""
-        gradients = [
-            (saved * grad_loss.to(saved.dtype)).to(dtype).reshape(shape) if needed else None
-            for saved, (dtype, shape), needed in zip(ctx.saved_tensors, ctx.like, ctx.needs_input_grad[:3], strict=True)
-        ]
-        return (*gradients, None, None, None)
+def _loss_and_gradients(
+    image_embeds: Tensor, text_embeds: Tensor, log_scale: Tensor, ranks: _Ranks, side: int, with_grad: bool
+) -> tuple[Tensor, Sequence[Tensor | None]]:
+    """The loss and its gradients by images, texts and t', in two trips over all ranks' texts."""
+    dtype = compute_dtype(image_embeds.dtype)
+    x, own_texts, scale = image_embeds.to(dtype), text_embeds.detach(), log_scale.to(dtype).exp().reshape(())
+    row_lse, column_lse = _log_sum_exps(x, own_texts, scale, ranks, side)
+    positives = torch.einsum("id,id->i", x, own_texts.to(dtype)) * scale
+    terms = (row_lse + column_lse - 2 * positives).sum(dtype=torch.float64)
+    loss = (terms * (ranks.share / 2)).to(dtype)
+    if not with_grad:
+        return loss, (None,) * 3
+    return loss, _gradients(x, own_texts, scale, row_lse, column_lse, ranks, side)
 
 
-def _log_sum_exps(x_scaled: Tensor, own_texts: Tensor, ranks: _Ranks, side: int) -> tuple[Tensor, Tensor]:
+def _log_sum_exps(x: Tensor, own_texts: Tensor, scale: Tensor, ranks: _Ranks, side: int) -> tuple[Tensor, Tensor]:
     """Return the log-sum-exp of each own row and each own column of all logits, both ``[b]``."""
-    row_lse = x_scaled.new_full((len(x_scaled),), -math.inf)
+    row_lse = x.new_full((len(x),), -math.inf)
     exchange = open_exchange(ranks.comm, ranks.ring, ranks.sizes, torch.logaddexp)
     for _, (texts,) in exchange.blocks((own_texts,)):
-        y = texts.to(x_scaled.dtype)
+        y = texts.to(x.dtype)
         column_lse = y.new_full((len(y),), -math.inf)
-        for rows, columns in tiles(len(x_scaled), len(y), side):
-            logits = x_scaled[rows] @ y[columns].T
+        for rows, columns in tiles(len(x), len(y), side):
+            logits = (x[rows] @ y[columns].T).mul_(scale)
             row_lse[rows] = torch.logaddexp(row_lse[rows], logits.logsumexp(1))
             column_lse[columns] = torch.logaddexp(column_lse[columns], logits.logsumexp(0))
         exchange.hand_on(column_lse)
@@ -159,13 +141,12 @@ def _gradients(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return the gradients of images, texts and t'. By a logit: ``(row softmax + column softmax - 2 * pair) / 2b``."""
     gradient_x = -2 * own_texts.to(x.dtype)  # the pairs; both softmaxes are added tile by tile
-    x_scaled = x * scale
     exchange = open_exchange(ranks.comm, ranks.ring, ranks.sizes)
     for owner, (texts, lse) in exchange.blocks((own_texts, column_lse)):
         y = texts.to(x.dtype)
         gradient_y = -2 * x if owner == ranks.ring.rank else torch.zeros_like(y)
         for rows, columns in tiles(len(x), len(y), side):
-            logits = x_scaled[rows] @ y[columns].T
+            logits = (x[rows] @ y[columns].T).mul_(scale)
             p = (logits - row_lse[rows, None]).exp_()
             p += logits.sub_(lse[columns]).exp_()
             gradient_x[rows].addmm_(p, y[columns])

@@ -8,7 +8,7 @@ from open_clip.loss import SigLipLoss
 from references import sigmoid_loss_loops, unit_pairs
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from siglightning.losses import SigmoidLoss, sigmoid_loss
+from siglightning.losses import SigmoidLoss, sigmoid_loss, softmax_loss
 
 # fp64: the reference adds its terms one by one; 1e-12 of the sum of their absolute values is some 5,000 roundings.
 # fp32: 2e-5 of the same sum. Logits near 112 carry an absolute rounding of 4e-6 * d**0.5 / 8 from their dot product,
@@ -206,6 +206,35 @@ def test_low_precision_inputs_use_fp32_arithmetic_even_under_autocast(dtype):
     expected = sigmoid_loss_loops(x.double(), y.double(), math.log(10), -10.0)[0]["loss"]
     assert loss.dtype == torch.float32
     assert loss.item() == pytest.approx(expected, rel=2e-6)  # bf16 logits would be off by 1e-2
+
+
+@pytest.mark.parametrize("precision", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("loss", [sigmoid_loss, softmax_loss])
+def test_autocast_changes_no_gradient(loss, precision):
+    """The dot product of dt' in bf16 would be off by 1e-3."""
+    found = []
+    for enabled in (False, True):
+        leaves = [value.float().requires_grad_() for value in unit_pairs(40, 16)]
+        scalars = [torch.tensor([2.0], requires_grad=True), torch.tensor([-3.0], requires_grad=True)]
+        with torch.autocast("cpu", dtype=precision, enabled=enabled):
+            value = loss(*leaves, *(scalars if loss is sigmoid_loss else scalars[:1]))
+        value.backward()
+        found.append([value.detach(), *(leaf.grad for leaf in (*leaves, *scalars) if leaf.grad is not None)])
+    for plain, under_autocast in zip(*found, strict=True):
+        assert torch.equal(plain, under_autocast)
+
+
+def test_a_kept_graph_gives_its_gradients_again():
+    """A gradient that was handed on as it is must not be one that a caller has written into."""
+    x, y = (value.requires_grad_() for value in unit_pairs(9, 4))
+    loss = sigmoid_loss(x, y, torch.zeros(1), torch.zeros(1))
+    loss.backward(retain_graph=True)
+    first = x.grad.clone()
+    x.grad.zero_()
+    loss.backward(retain_graph=True)
+    assert torch.equal(x.grad, first)
+    (3 * loss).backward()
+    torch.testing.assert_close(x.grad, 4 * first)
 
 
 def test_nothing_quadratic_is_kept_for_backward():
