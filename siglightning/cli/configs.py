@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from difflib import get_close_matches
+from functools import reduce
 from pathlib import Path
 
 import siglightning
@@ -40,12 +41,29 @@ def resolve_config(name: str) -> str:
 
 
 def resolve_arguments(arguments: Sequence[str]) -> list[str]:
-    """Command line arguments with every ``--config`` resolved.
+    """Command line arguments with every ``--config`` resolved, and nulls written so that they arrive.
 
     Raises:
         ValueError: a configuration is missing, or ``--config`` has no value.
     """
-    return list(_resolved(iter(arguments)))
+    return list(_with_nulls(_resolved(iter(arguments))))
+
+
+def _with_nulls(arguments: Iterator[str]) -> Iterator[str]:
+    """Turn ``--a.b.c null`` into a configuration; to a class within a class jsonargparse hands on the word "None"."""
+    left = list(arguments)
+    while left:
+        argument = left.pop(0)
+        flag, _, value = argument.partition("=")
+        is_nested = flag.startswith("--") and flag.count(".") > 1
+        if is_nested and argument == flag and left[:1] == ["null"]:
+            value = left.pop(0)
+        yield "--config=" + _nested(flag[2:].split("."), value) if is_nested and value == "null" else argument
+
+
+def _nested(keys: Sequence[str], value: str) -> str:
+    """``{a: {b: value}}`` for the keys a and b."""
+    return reduce(lambda inner, key: f"{{{key}: {inner}}}", reversed(keys), value)
 
 
 def _resolved(arguments: Iterator[str]) -> Iterator[str]:

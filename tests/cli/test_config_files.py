@@ -30,3 +30,15 @@ def test_yaml_text_is_left_alone():
     text = "{trainer: {max_steps: 3}}"
     assert resolve_arguments(["--config", text]) == ["--config", text]
     assert first_config_stem(["fit", "--config", text, "--config=a/b.yaml", "-c", "c.yaml"]) == "b"
+
+
+def test_null_reaches_a_class_within_a_class():
+    """As a flag jsonargparse would hand it on as the word "None"; a flag of one class alone it reads itself."""
+    deep, words = (
+        "--model.init_args.network.init_args.init_bias",
+        "{init_args: {network: {init_args: {init_bias: null}}}}",
+    )
+    for arguments in ([f"{deep}=null"], [deep, "null"]):
+        assert resolve_arguments(["fit", *arguments, "--x", "1"]) == ["fit", f"--config={{model: {words}}}", "--x", "1"]
+    for left_alone in (["--trainer.logger=null"], [deep, "0.5"], [f"{deep}=nullable"], [deep], [deep, "--x", "null"]):
+        assert resolve_arguments(left_alone) == left_alone

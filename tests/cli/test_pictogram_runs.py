@@ -6,6 +6,7 @@ import json
 import pyarrow.parquet as pq
 import pytest
 import torch
+import yaml
 
 from siglightning.cli import main
 
@@ -86,6 +87,17 @@ def test_a_whole_run_leaves_what_the_reader_needs(fit, here):
 
 
 SHARDED = '{"class_path": "lightning.pytorch.strategies.ModelParallelStrategy"}'
+
+
+def test_the_softmax_loss_is_two_flags_away(fit, here):
+    flags = ["--model.init_args.loss=softmax", "--model.init_args.network.init_args.init_bias=null"]
+    code, out = fit("--run_dir", "run", "--trainer.max_steps=1", "--test_after_fit=false", *flags)
+    assert code == 0, out
+    model = yaml.safe_load((here / "run" / "config.yaml").read_text())["model"]["init_args"]
+    assert (model["loss"], model["network"]["init_args"]["init_bias"]) == ("softmax", None)
+    assert model["network"]["init_args"]["embed_dim"] == 16  # what other files say stays
+
+
 THREE = ["--trainer.devices=3", "--trainer.strategy=ddp"]
 MISTAKES = {
     "no folder": (["--data.root=missing"], "missing"),
