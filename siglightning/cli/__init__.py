@@ -83,6 +83,9 @@ def _run_other(name: str, arguments: Sequence[str]) -> int:
         return int(main_of(arguments))
     except SystemExit as error:  # argparse has said what is wrong
         return error.code if isinstance(error.code, int) else 2
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
 
 
 def _require_command(name: str) -> None:

@@ -2,6 +2,7 @@
 
 import multiprocessing
 import tempfile
+import time
 import traceback
 from collections.abc import Callable
 from datetime import timedelta
@@ -34,7 +35,12 @@ def preload(*modules: str) -> None:
 
 
 def run_ranks(
-    world_size: int, function: Callable[..., Result], *arguments: Any, timeout_s: float = 60.0, threads: int = 1
+    world_size: int,
+    function: Callable[..., Result],
+    *arguments: Any,
+    timeout_s: float = 60.0,
+    deadline_s: float = 600.0,
+    threads: int = 1,
 ) -> list[Result]:
     """Call ``function(*arguments)`` in ``world_size`` processes that share a gloo group.
 
@@ -43,6 +49,7 @@ def run_ranks(
         function: of a module, so that children can import it; finds its rank with ``dist.get_rank()``.
         arguments: the same for all.
         timeout_s: of the group's communication, in seconds.
+        deadline_s: processes that have not ended after so many seconds are killed.
         threads: of torch, in each process.
 
     Returns:
@@ -56,7 +63,11 @@ def run_ranks(
         processes = [_CONTEXT.Process(target=_run_rank, args=(rank, *common)) for rank in range(world_size)]
         for process in processes:
             process.start()
+        deadline = time.monotonic() + deadline_s
         for process in processes:
+            process.join(max(0.0, deadline - time.monotonic()))
+        for process in processes:
+            process.kill()  # does nothing to one that has ended
             process.join()
         results = [Path(folder, f"{rank}.result") for rank in range(world_size)]
         if all(path.exists() for path in results):
@@ -75,12 +86,12 @@ def _run_rank(
     arguments: tuple[Any, ...],
 ) -> None:
     torch.set_num_threads(threads)
-    store = FileStore(f"{folder}/store", world_size)
-    timeout = timedelta(seconds=timeout_s)
-    dist.init_process_group("gloo", store=store, rank=rank, world_size=world_size, timeout=timeout)
     try:
+        store, timeout = FileStore(f"{folder}/store", world_size), timedelta(seconds=timeout_s)
+        dist.init_process_group("gloo", store=store, rank=rank, world_size=world_size, timeout=timeout)
         torch.save(function(*arguments), f"{folder}/{rank}.result")
     except BaseException:
         Path(folder, f"{rank}.error").write_text(traceback.format_exc())
     finally:
-        dist.destroy_process_group()
+        if dist.is_initialized():
+            dist.destroy_process_group()

@@ -18,7 +18,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from siglightning.distributed.watch import naming_the_silent
+from siglightning.distributed.watch import call_tag, naming_the_silent
 
 Block = tuple[Tensor, ...]
 
@@ -90,8 +90,9 @@ class Ring:
         if self.size == 1:
             return Flight(leaving)
         following, previous = (self.rank + 1) % self.size, (self.rank - 1) % self.size
-        sends = [dist.P2POp(dist.isend, tensor, group=self.group, group_peer=following) for tensor in leaving]
-        receives = [dist.P2POp(dist.irecv, tensor, group=self.group, group_peer=previous) for tensor in arriving]
+        group, tag = self.group, call_tag(self.group)
+        sends = [dist.P2POp(dist.isend, block, group=group, tag=tag, group_peer=following) for block in leaving]
+        receives = [dist.P2POp(dist.irecv, block, group=group, tag=tag, group_peer=previous) for block in arriving]
         with naming_the_silent(self.group):
             return Flight(arriving, leaving, dist.batch_isend_irecv(sends + receives), self.group)
 

@@ -11,10 +11,14 @@ from lightning.fabric.plugins import CheckpointIO, ClusterEnvironment
 from lightning.pytorch.accelerators import Accelerator
 from lightning.pytorch.plugins import Precision
 from lightning.pytorch.strategies import DDPStrategy, StrategyRegistry
+from lightning.pytorch.strategies.launchers.subprocess_script import _SubprocessScriptLauncher
+from torch import Tensor
 from torch.distributed import PrefixStore, TCPStore  # type: ignore[attr-defined]  # public, but not re-exported
 from typing_extensions import override
 
-from siglightning.distributed.watch import GRACE_S
+from siglightning.distributed.launcher import PatientLauncher
+from siglightning.distributed.sentinel import GRACE_S
+from siglightning.distributed.watch import RingError, is_of_transfer, naming_the_silent, report_fault, set_step
 
 NAME = "ring_ddp"
 
@@ -22,9 +26,10 @@ NAME = "ring_ddp"
 class RingDDPStrategy(DDPStrategy):
     """DDP whose contrastive losses see the negatives of all processes, round a ring with a time-out of its own.
 
-    Registered as ``ring_ddp``. The ring has a process group to itself: its transfers are all finished before the
-    backward pass begins, so they never run beside DDP's, and its time-out can be much shorter than that of the group
-    in which the first process writes checkpoints while the others wait.
+    Registered as ``ring_ddp``. Whatever happens in every step, the ring and then the averaging of gradients, has a
+    process group to itself, whose time-out can be much shorter than that of the group in which the first process
+    writes checkpoints while the others wait. The ring's transfers are all finished before the backward pass begins, so
+    they never run beside those of gradients.
 
     Args:
         accelerator: set by the Trainer.
@@ -38,12 +43,12 @@ class RingDDPStrategy(DDPStrategy):
         bucket_cap_mb: size of DDP's buckets in MiB; ``None``: torch's choice.
         process_group_backend: ``gloo``, ``nccl`` ...; ``None``: by device.
         timeout_s: of every other communication, in seconds.
-        ring_timeout_s: after so many seconds a ring that stands still has ended, with an error that names the rank to
+        ring_timeout_s: after so many seconds a step that stands still has ended, with an error that names the rank to
             blame; the last 5 of them are for finding it.
         start_method: how processes are started where no launcher has done so.
 
     Attributes:
-        ring_group: the processes in a ring; ``None`` on a single process, and before they are connected.
+        ring_group: all processes; ``None`` on a single process, and before they are connected.
 
     Raises:
         ValueError: a time-out is too short.
@@ -98,7 +103,37 @@ class RingDDPStrategy(DDPStrategy):
         if self.world_size > 1 and self.ring_group is None:
             group = dist.new_group(timeout=self._ring_timeout, group_desc="siglightning_ring")
             assert isinstance(group, dist.ProcessGroup)  # every process is a member
-            self.ring_group = group
+            self.ring_group = self._ddp_kwargs["process_group"] = group
+
+    @override
+    def backward(self, closure_loss: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        """As DDP's; where the averaging fails, the error names the rank to blame."""
+        with naming_the_silent(self.ring_group):
+            return super().backward(closure_loss, *args, **kwargs)
+
+    @override
+    def on_exception(self, exception: BaseException) -> None:
+        """Tell the other processes why this one stops, so that their errors say it.
+
+        Raises:
+            RingError: it stops because a transfer outside the ring failed; the message names the rank to blame.
+        """
+        super().on_exception(exception)
+        if isinstance(exception, RingError):
+            return
+        if is_of_transfer(exception):
+            with naming_the_silent(self.ring_group):
+                raise exception
+        if self.lightning_module is not None and self.ring_group is not None:
+            set_step(self.ring_group, self.lightning_module.global_step)
+        report_fault(self.ring_group, exception)
+
+    @override
+    def _configure_launcher(self) -> None:
+        super()._configure_launcher()
+        if isinstance(self._launcher, _SubprocessScriptLauncher):
+            assert self.cluster_environment is not None  # super() has used it
+            self._launcher = PatientLauncher(self.cluster_environment, self.num_processes, self.num_nodes)
 
     @override
     def setup_distributed(self) -> None:
@@ -139,7 +174,7 @@ class RingDDPStrategy(DDPStrategy):
         """Let the ring go; the processes stay connected for what comes after."""
         if self.ring_group is not None:
             dist.destroy_process_group(self.ring_group)
-            self.ring_group = None
+            self.ring_group = self._ddp_kwargs["process_group"] = None
         super().teardown()
 
 
@@ -159,12 +194,12 @@ def group_of(strategy: Any) -> dist.ProcessGroup | None:
 
 
 def require_whole_parameters(strategy: Any, world_size: int) -> None:
-    """Refuse strategies that share out parameters.
+    """Refuse strategies that share out parameters; some of them, as DeepSpeed's, derive from DDP's.
 
     Raises:
-        ValueError: several processes, but no form of DDP.
+        ValueError: several processes, but neither DDP nor a kind of ``ring_ddp``.
     """
-    if world_size > 1 and not isinstance(strategy, DDPStrategy):
+    if world_size > 1 and not (type(strategy) is DDPStrategy or isinstance(strategy, RingDDPStrategy)):
         raise ValueError(
             f"Contrastive training on {world_size} processes needs a copy of the model on each so far: expected "
             f"`trainer.strategy: {NAME}`, got {type(strategy).__name__}."

@@ -3,30 +3,29 @@
 Before the first call all ranks exchange what they are about to send (one all-gather of 512 bytes); from then on each
 checks its own call against that, without communication. So a rank that differs ends with an error instead of a hang.
 
-When a transfer fails, a rank cannot tell who failed: the neighbours of a silent rank time out, close their
-connections, and so everybody blames somebody else. Therefore each rank that gives up writes its name into the store
-through which the group met; whoever has not done so within `GRACE_S` seconds is the one that is dead or stuck. The
-store outlives the group's broken connections, tells all ranks and not only one, and costs nothing while all is well,
-which a control group with a barrier would not.
+When a transfer fails, a rank cannot tell who failed: only the neighbours of a dead rank notice at once, a stalled one
+lets everybody time out, and whoever gives up lets its own neighbour down. So the first to fail calls all ranks through
+the store by which the group met; a thread on each answers (:mod:`siglightning.distributed.sentinel`), also where the
+rank itself is waiting or stuck. The store outlives the group's broken connections and tells all ranks, not only one.
 """
 
 import json
-import time
+import weakref
+import zlib
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from weakref import WeakKeyDictionary
 
 import torch
 import torch.distributed as dist
-from torch.distributed import Store  # type: ignore[attr-defined]  # public, but not re-exported
 from torch.distributed.distributed_c10d import _get_process_group_store
 
-GRACE_S = 5.0  # to find out who is silent, after the group's own time-out
-_POLL_S = 0.05
+from siglightning.distributed.sentinel import Sentinel, State
+
 _NOTE_BYTES = 512
-_KEY = "siglightning"
+_TAGS = 2**15
+_OF_TRANSFERS = ("gloo", "nccl", "connection closed", "connection reset")
 
 Call = Mapping[str, int | str]
 """What a rank is about to do: the kind of loss, and all that decides what it sends."""
@@ -48,21 +47,53 @@ class _Record:
     """What this process remembers of a group."""
 
     calls: int = 0
+    kind: str = ""
     step: int | None = None
+    waiting: bool = False
     agreed: dict[str, Call] = field(default_factory=dict)
+    sentinel: Sentinel | None = None
 
     @property
     def now(self) -> int:
         """The step that the training loop has named, else the number of calls before this one."""
         return self.calls - 1 if self.step is None else self.step
 
+    def state(self) -> State:
+        """For other ranks."""
+        return State(self.now, self.calls, self.kind, self.waiting)
 
-_RECORDS: "WeakKeyDictionary[dist.ProcessGroup, _Record]" = WeakKeyDictionary()
+
+_RECORDS: "weakref.WeakKeyDictionary[dist.ProcessGroup, _Record]" = weakref.WeakKeyDictionary()
 
 
 def set_step(group: dist.ProcessGroup, step: int) -> None:
     """Name the training step under way, for error messages; without it the calls on the group are counted."""
     _record(group).step = step
+
+
+def call_tag(group: dist.ProcessGroup | None) -> int:
+    """A number for the transfers of this call, so that they never meet another call's (gloo; NCCL has no tags)."""
+    if group is None or group.size() == 1:
+        return 0
+    record = _record(group)
+    return zlib.crc32(f"{record.calls} {record.kind}".encode()) % _TAGS
+
+
+def forget(group: dist.ProcessGroup | None) -> None:
+    """Let the next call be a first one again; on all ranks at the same point, where another training begins."""
+    if group is not None and group.size() > 1:
+        _record(group).agreed.clear()
+
+
+def report_fault(group: dist.ProcessGroup | None, error: BaseException) -> None:
+    """Tell the other ranks that this one stops, and why, so that they do not have to find out."""
+    if group is None or group.size() == 1:
+        return
+    record, text = _record(group), str(error).strip().splitlines() or [""]
+    assert record.sentinel is not None
+    record.sentinel.call(
+        f"Rank {group.rank()} stopped at step {record.now} with {type(error).__name__}: {text[0][:300]}"
+    )
 
 
 def agree(group: dist.ProcessGroup | None, call: Call, device: torch.device, once: Call | None = None) -> None:
@@ -84,7 +115,7 @@ def agree(group: dist.ProcessGroup | None, call: Call, device: torch.device, onc
     if group is None or group.size() == 1:
         return
     record, kind = _record(group), str(call["kind"])
-    record.calls += 1
+    record.calls, record.kind = record.calls + 1, kind
     if kind not in record.agreed:
         calls = _gather(group, {**call, **(once or {})}, device)
         if any(other != calls[0] for other in calls):
@@ -92,31 +123,59 @@ def agree(group: dist.ProcessGroup | None, call: Call, device: torch.device, onc
         record.agreed[kind] = call
     elif call != record.agreed[kind]:
         message = _change(group.rank(), record.agreed[kind], call, record.now)
-        _store(group).set(f"{_KEY}/fault/{group.rank()}", message)
+        assert record.sentinel is not None
+        record.sentinel.call(message)
         raise ValueError(message)
 
 
 @contextmanager
 def naming_the_silent(group: dist.ProcessGroup | None) -> Iterator[None]:
-    """Turn a failed transfer into a :class:`RingError` that says which rank is to blame.
+    """Turn a failed transfer into a :class:`RingError` that says which rank is to blame; other errors pass.
 
-    Takes up to `GRACE_S` seconds; a process that hosts the store waits as long for the others to read it.
+    Takes some seconds, and at most `2 * GRACE_S + 2`.
     """
+    if group is None or group.size() == 1:
+        yield
+        return
+    record = _record(group)
+    record.waiting = True
     try:
         yield
     except RuntimeError as error:
-        if group is None or isinstance(error, torch.OutOfMemoryError):
+        if not is_of_transfer(error):
             raise
-        raise RingError(f"{_find_the_silent(group)} ({str(error).splitlines()[0][:200]})") from error
+        raise RingError(f"{_who_is_to_blame(record)} ({str(error).splitlines()[0][:200]})") from error
+    finally:
+        record.waiting = False
+
+
+def is_of_transfer(error: BaseException) -> bool:
+    """Whether torch.distributed failed; under gloo that is a plain ``RuntimeError`` with a place in its source."""
+    if not isinstance(error, RuntimeError) or isinstance(error, torch.OutOfMemoryError | RingError):
+        return False
+    text = str(error).lower()
+    return isinstance(error, dist.DistError) or any(word in text for word in _OF_TRANSFERS)
+
+
+def _who_is_to_blame(record: _Record) -> str:
+    assert record.sentinel is not None
+    record.sentinel.call()
+    return record.sentinel.conclusion() or (
+        f"The ranks stopped hearing from one another at step {record.now}, and the store through which they met does "
+        "not answer: its host, rank 0 unless a launcher keeps it, has died or stands still. Look at its output."
+    )
 
 
 def _record(group: dist.ProcessGroup) -> _Record:
-    return _RECORDS.setdefault(group, _Record())
-
-
-def _store(group: dist.ProcessGroup) -> Store:
-    """The store through which the group's ranks found each other; its keys are the group's own."""
-    return _get_process_group_store(group)
+    record = _RECORDS.get(group)
+    if record is None:
+        record = _RECORDS[group] = _Record()
+        if group.size() > 1:
+            # The group's own view of the store through which its ranks found each other.
+            record.sentinel = Sentinel(_get_process_group_store(group), group.rank(), group.size(), record.state)
+            record.sentinel.start()
+            weakref.finalize(group, record.sentinel.stop)
+    return record
 
 
 def _gather(group: dist.ProcessGroup, call: Call, device: torch.device) -> list[Call]:
@@ -133,10 +192,11 @@ def _disagreement(calls: Sequence[Call], step: int) -> str:
     parts, remedies = [], []
     for name in dict.fromkeys(name for call in calls for name in call):
         values = [call.get(name) for call in calls]
-        usual = Counter(values).most_common(1)[0][0]
-        odd = [f"rank {rank} has {value}" for rank, value in enumerate(values) if value != usual]
+        usual, count = Counter(values).most_common(1)[0]
+        has_majority = 2 * count > len(values)
+        odd = [f"rank {r} has {value}" for r, value in enumerate(values) if value != usual or not has_majority]
         if odd:
-            parts.append(f"{name}: expected {usual}, {', '.join(odd)}")
+            parts.append(f"{name}: {f'expected {usual}, ' if has_majority else ''}{', '.join(odd)}")
             remedies.append(REMEDIES.get(name, f"Set `{name}` alike on every rank."))
     return f"The ranks do not make the same call at step {step}. {'; '.join(parts)}. {' '.join(remedies)}"
 
@@ -148,54 +208,4 @@ def _change(rank: int, agreed: Call, call: Call, step: int) -> str:
     return (
         f"Rank {rank} left what all ranks agreed on at the first step, at step {step}. {'; '.join(parts)}. "
         f"{' '.join(remedies)}"
-    )
-
-
-def _find_the_silent(group: dist.ProcessGroup) -> str:
-    step, rank, ranks = _record(group).now, group.rank(), range(group.size())
-    try:
-        store = _store(group)
-        store.set(f"{_KEY}/stopped/{rank}", str(step))
-        faults = _await(store, "stopped", ranks)
-        message = _verdict(store, step, ranks, faults)
-        store.set(f"{_KEY}/read/{rank}", "")
-        if rank == 0:  # it may host the store, which must outlive the others' questions
-            _await(store, "read", [other for other in ranks if _has(store, "stopped", other)])
-        return message
-    except RuntimeError:
-        return (
-            f"The ranks stopped hearing from one another at step {step}, and the store through which they met is gone: "
-            f"its host, rank 0 unless a launcher keeps it, has died first. Look at its output. (This is rank {rank}.)"
-        )
-
-
-def _await(store: Store, what: str, ranks: Sequence[int]) -> list[int]:
-    """Wait until all ranks have a note of this kind or of a fault, at most `GRACE_S`; returns those with a fault."""
-    deadline = time.monotonic() + GRACE_S
-    while time.monotonic() < deadline:
-        if all(_has(store, what, rank) or _has(store, "fault", rank) for rank in ranks):
-            break
-        time.sleep(_POLL_S)
-    return [rank for rank in ranks if _has(store, "fault", rank)]
-
-
-def _has(store: Store, what: str, rank: int) -> bool:
-    return bool(store.check([f"{_KEY}/{what}/{rank}"]))
-
-
-def _verdict(store: Store, step: int, ranks: Sequence[int], faults: Sequence[int]) -> str:
-    if faults:
-        return " ".join(store.get(f"{_KEY}/fault/{rank}").decode() for rank in faults)
-    silent = [rank for rank in ranks if not _has(store, "stopped", rank)]
-    if not silent:
-        return (
-            f"A transfer failed at step {step}, though all ranks answer: the link between two of them broke, or one "
-            "needed longer than the time-out. Look for the first error in the ranks' outputs."
-        )
-    names = f"Rank {silent[0]}" if len(silent) == 1 else f"Ranks {', '.join(map(str, silent))}"
-    before = f"finished step {step - 1}" if step else "not finished any step"
-    return (
-        f"{names} did not answer at step {step}, having {before}: dead, stuck, or slower than the time-out. The other "
-        f"{len(ranks) - len(silent)} of {len(ranks)} ranks waited and have stopped. Look at the output of "
-        f"{names.lower()}."
     )

@@ -13,7 +13,7 @@ from torch import Tensor
 from siglightning.batch import Batch, InputSpec
 from siglightning.distributed.exchange import Comm
 from siglightning.distributed.strategy import group_of, require_whole_parameters
-from siglightning.distributed.watch import set_step
+from siglightning.distributed.watch import forget, set_step
 from siglightning.evaluation import (
     DEFAULT_TEMPLATES,
     Evaluation,
@@ -135,6 +135,11 @@ class ContrastiveTask(BaseTask):
             match="ignore" if self.match == "ignore" else "positive",
             **options,
         )
+
+    def on_fit_start(self) -> None:
+        """A new training may have other batches than the one before."""
+        super().on_fit_start()
+        forget(group_of(self.trainer.strategy))
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Loss of one batch with keys ``image``, ``text`` and perhaps ``match_id``."""

@@ -104,6 +104,11 @@ def test_largest_batch_in_a_given_memory(tmp_path):
         (["bench", "loss", "--batch", "many"], "expected a whole number of at least 1, got 'many'"),
         (["bench", "loss", "--memory", "2"], "expected a size such as 2GiB or 500MiB, got '2'"),
         (["bench", "loss", "--forms", "hinge"], "no form has ['hinge'] in its name; there are: sigmoid, naive;"),
+        (
+            ["bench", "loss", "--forms", "ring", "--ranks", "1"],
+            "None of the forms with ['ring'] in their names",
+        ),
+        (["bench", "loss", "--out", "/proc/no"], "No such file or directory"),
         (["bench", "loss", "--rank", "2"], "unrecognized arguments: --rank 2"),
         (["bnech", "loss"], "Did you mean 'bench'?"),
     ],
@@ -111,6 +116,13 @@ def test_largest_batch_in_a_given_memory(tmp_path):
 def test_wrong_arguments_end_with_two(arguments, message, capsys):
     assert main(arguments) == 2
     assert message in capsys.readouterr().err
+
+
+def test_one_form_alone_has_nothing_to_be_compared_with(tmp_path):
+    sizes = ["--batch", "16", "--ranks", "1", "--dim", "8", "--rounds", "1", "--forms", "softmax, naive"]
+    assert main(["bench", "loss", *sizes, "--out", str(tmp_path)]) == 0
+    (row,) = json.loads((tmp_path / "loss.json").read_text())["rows"]
+    assert (row["form"], row["ratio"]) == ("softmax, naive", None)
 
 
 def test_help_ends_with_zero(capsys):

@@ -1,7 +1,8 @@
-"""A callback that kills its process once, for tests of what comes back."""
+"""Callbacks that let a process die or stall, for tests of what the others do."""
 
 import os
 import signal
+from pathlib import Path
 
 from lightning.pytorch import Callback
 
@@ -16,3 +17,30 @@ class KillOnce(Callback):
         is_first = os.environ.get("TORCHELASTIC_RESTART_COUNT") == "0"
         if is_first and (trainer.global_rank, trainer.global_step) == (self.rank, self.step):
             os.kill(os.getpid(), signal.SIGKILL)
+
+
+class Fault(Callback):
+    """Something happens to one rank at one step; its process id is left behind before."""
+
+    def __init__(self, rank: int, step: int, note: str) -> None:
+        self.rank, self.step, self.note = rank, step, note
+
+    def on_train_batch_start(self, trainer, *_):
+        if (trainer.global_rank, trainer.global_step) == (self.rank, self.step):
+            Path(self.note).write_text(str(os.getpid()))
+            self.happen()
+
+
+class Stall(Fault):
+    def happen(self):
+        signal.pause()
+
+
+class Kill(Fault):
+    def happen(self):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+class Fail(Fault):
+    def happen(self):
+        raise KeyError("what went wrong")

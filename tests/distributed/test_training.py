@@ -45,6 +45,7 @@ VARIANTS = {
     "static": ("64-true", PLAIN, [BY_CLASS, STATIC], []),
     "unused": ("64-true", PLAIN, [BY_CLASS, UNUSED], []),
     "sliced": ("64-true", SLICED, [RING], []),
+    "sliced-unused": ("64-true", SLICED, [BY_CLASS, UNUSED], []),
     "sliced-static": ("64-true", SLICED, [BY_CLASS, STATIC], []),
     "softmax": ("64-true", PLAIN | {"BIAS": "null"}, [RING], ["--model.init_args.loss=softmax"]),
     "plain-fp32": ("32-true", PLAIN, [RING], []),

@@ -2,7 +2,6 @@
 
 import argparse
 import json
-import math
 import os
 import re
 import shlex
@@ -52,6 +51,8 @@ def _compare(options: argparse.Namespace, out: Path, record: dict[str, Any], foo
     from siglightning.commands.bench.report import as_json, as_markdown, draw_batches, draw_ranks
 
     rows = [row for ranks in options.ranks for pairs in options.batch for row in _rows(ranks, pairs, options)]
+    if not rows:
+        raise ValueError(f"None of the forms with {options.forms} in their names runs on {options.ranks} ranks.")
     table = as_markdown(rows, footer)
     print(table)
     write_text(out / "loss.md", table)
@@ -76,8 +77,8 @@ def _rows(world_size: int, pairs: int, options: argparse.Namespace) -> list[Any]
     work = Workload(world_size, pairs, options.dim, options.threads or max(1, _cores() // world_size))
     seconds = times(names, work, options.rounds)
     ours = "sigmoid, tiled (ours)" if world_size == 1 else "sigmoid, ring (ours)"
-    relative = ratios(seconds, ours) if ours in names else dict.fromkeys(names, math.nan)
-    wrong = errors(names, world_size, options.dim)
+    relative = ratios(seconds, ours) if ours in names else dict.fromkeys(names)
+    wrong = errors(names, work)
     return [
         Row(name, world_size, pairs, median(seconds[name]), relative[name], *memory(name, work), wrong[name])
         for name in names

@@ -1,10 +1,13 @@
 """Measurements on local ranks: time side by side, memory in fresh processes, bytes sent, errors against float64."""
 
+import ctypes
 import math
 import time
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from statistics import median
@@ -19,10 +22,11 @@ from siglightning.commands.bench.forms import Form, forms, naive_sigmoid, naive_
 from siglightning.distributed.local import preload, run_ranks
 
 LOG_SCALE, BIAS = math.log(10.0), -10.0  # SigLIP paper, section 3.2
-ERROR_PAIRS = 96  # a rank; small enough for a dense float64 reference anywhere
+MAX_ERROR_PAIRS = 2048  # on all ranks; the dense float64 reference is a matrix of their square
 TOWER_FEATURES = 12288  # of a 64-pixel picture
-_TIMEOUT_S = 3600.0
+_run_patiently = partial(run_ranks, timeout_s=3600.0, deadline_s=7200.0)
 
+warnings.filterwarnings("ignore", category=FutureWarning, module="open_clip")  # of functions that it calls
 if find_spec("open_clip") is not None:
     preload("open_clip")  # its import takes seconds, and every measurement of memory has processes of its own
 
@@ -59,20 +63,24 @@ def times(names: Sequence[str], work: Workload, rounds: int) -> dict[str, list[f
 
     A step is over when the slowest rank is.
     """
-    ranks = run_ranks(work.world_size, _times, names, work, rounds, timeout_s=_TIMEOUT_S, threads=work.threads)
+    ranks = _run_patiently(work.world_size, _times, names, work, rounds, threads=work.threads)
     return {name: [max(step) for step in zip(*(rank[name] for rank in ranks), strict=True)] for name in names}
 
 
 def memory(name: str, work: Workload) -> Memory:
     """Peak memory, bytes kept and bytes sent of one step, in processes of their own."""
-    ranks = run_ranks(work.world_size, _memory, name, work, timeout_s=_TIMEOUT_S, threads=work.threads)
+    ranks = _run_patiently(work.world_size, _memory, name, work, threads=work.threads)
     return Memory(*(max(values) for values in zip(*ranks, strict=True)))
 
 
-def errors(names: Sequence[str], world_size: int, dim: int) -> dict[str, dict[str, float]]:
-    """Largest error of each gradient after averaging over ranks, against dense float64, over the largest entry."""
-    ranks = run_ranks(world_size, _gradients, names, dim, timeout_s=_TIMEOUT_S)
-    references = {family: _reference(family, world_size * ERROR_PAIRS, dim) for family in ("sigmoid", "softmax")}
+def errors(names: Sequence[str], work: Workload) -> dict[str, dict[str, float]]:
+    """Largest error of each gradient after averaging over ranks, against dense float64, over the largest entry.
+
+    Of a batch of ``work.pairs`` on each rank, or as many as make `MAX_ERROR_PAIRS` on all ranks.
+    """
+    pairs = min(work.pairs, MAX_ERROR_PAIRS // work.world_size)
+    ranks = _run_patiently(work.world_size, _gradients, names, pairs, work.dim, threads=work.threads)
+    references = {family: _reference(family, work.world_size, pairs, work.dim) for family in ("sigmoid", "softmax")}
     found = {}
     for name in names:
         reference = references[forms()[name].family]
@@ -133,6 +141,7 @@ def _memory(name: str, work: Workload) -> Memory:
     warm_up = Workload(work.world_size, 64, work.dim, work.threads, work.with_towers)
     _Step(forms()[name], warm_up).run()  # thread pools, connections and the libraries' buffers are not the loss's
     step = _Step(forms()[name], work)
+    ctypes.CDLL(None).malloc_trim(0)  # memory that the C library keeps at hand would hide growth
     dist.barrier()
     sent, resident = _sent_bytes(), _status_kib("VmRSS")
     Path("/proc/self/clear_refs").write_text("5")  # resets VmHWM, the high-water mark
@@ -205,10 +214,10 @@ def _sent_bytes() -> int:
     return int(loopback[8])
 
 
-def _gradients(names: Sequence[str], dim: int) -> dict[str, dict[str, Tensor]]:
+def _gradients(names: Sequence[str], pairs: int, dim: int) -> dict[str, dict[str, Tensor]]:
     found = {}
     for name in names:
-        inputs = _inputs(ERROR_PAIRS, dim, dist.get_rank())
+        inputs = _inputs(pairs, dim, dist.get_rank())
         torch.autograd.backward(forms()[name].run(*inputs, _group()))
         found[name] = {key: value.grad for key, value in inputs._asdict().items() if value.grad is not None}
     return found
@@ -220,8 +229,8 @@ def _averaged(parts: Sequence[Tensor], key: str) -> Tensor:
     return torch.cat(values) / len(values) if key in ("image", "text") else torch.stack(values).mean(0)
 
 
-def _reference(family: str, pairs: int, dim: int) -> dict[str, Tensor]:
-    ranks = [_inputs(ERROR_PAIRS, dim, rank, torch.float64) for rank in range(pairs // ERROR_PAIRS)]
+def _reference(family: str, world_size: int, pairs: int, dim: int) -> dict[str, Tensor]:
+    ranks = [_inputs(pairs, dim, rank, torch.float64) for rank in range(world_size)]
     image, text = (torch.cat([rank[i].detach() for rank in ranks]).requires_grad_() for i in range(2))
     log_scale, bias = (
         torch.tensor([torch.tensor(value).item()], dtype=torch.float64, requires_grad=True)  # as rounded to fp32

@@ -21,7 +21,8 @@ class Row:
         world_size: ranks.
         pairs: local batch of each.
         seconds: median of a forward and a backward pass.
-        ratio: median over rounds of its time over our ring's (on one rank: our tiles') within the round.
+        ratio: median over rounds of its time over our ring's (on one rank: our tiles') within the round; ``None``
+            where ours was not measured.
         extra_mib: growth of the resident set over the inputs, of the rank with the largest.
         saved_mib: tensors kept for backward that are not inputs.
         sent_mib: bytes sent by a rank.
@@ -32,7 +33,7 @@ class Row:
     world_size: int
     pairs: int
     seconds: float
-    ratio: float
+    ratio: float | None
     extra_mib: float
     saved_mib: float
     sent_mib: float
@@ -57,7 +58,7 @@ def _line(row: Row) -> str:
         row.form,
         f"{row.pairs:,}",
         f"{row.seconds:.3f}",
-        f"{row.ratio:.2f}",
+        "" if row.ratio is None else f"{row.ratio:.2f}",
         f"{row.extra_mib:,.0f}",
         f"{row.saved_mib:,.1f}",
         f"{row.sent_mib:,.1f}",
