@@ -64,11 +64,13 @@ def run_ranks(
         for process in processes:
             process.start()
         deadline = time.monotonic() + deadline_s
-        for process in processes:
-            process.join(max(0.0, deadline - time.monotonic()))
-        for process in processes:
-            process.kill()  # does nothing to one that has ended
-            process.join()
+        try:
+            for process in processes:
+                process.join(max(0.0, deadline - time.monotonic()))
+        finally:  # after Ctrl-C, too
+            for process in processes:
+                process.kill()  # does nothing to one that has ended
+                process.join()
         results = [Path(folder, f"{rank}.result") for rank in range(world_size)]
         if all(path.exists() for path in results):
             return [torch.load(path, weights_only=False) for path in results]

@@ -269,18 +269,18 @@ def _softplus_sum(s: Tensor, p: Tensor) -> Tensor:
 
     ``softplus(s) = relu(s) - log(1 - q)`` with ``q = min(p, 1 - p)``, and logarithms of a product add up, so eight
     terms share one ``log1p``, which costs as much as eight sigmoids. The product of ``1 - q_k`` is carried as its
-    complement, by ``(1 - a)(1 - b) = 1 - (a + b - ab)``: sums of small positive numbers, which keep the relative
+    complement, by ``(1 - a)(1 - b) = 1 - (a + b (1 - a))``: sums of small positive numbers, which keep the relative
     precision of ``q = 1e-5`` where ``1 - q`` would round it away. Worst case: eight terms at s = 0, a complement of
     1 - 2**-8, where rounding by 2**-25 costs 8e-6 of their sum of 5.5.
     """
     total = _sum(s.clamp_min_(0))
-    torch.sub(p.new_ones(()), p, out=s)
-    q = torch.minimum(p, s, out=s).view(-1)
+    one = p.new_ones(())
+    q = torch.minimum(p, torch.sub(one, p, out=s), out=s).view(-1)
     whole = len(q) >> _FOLDS << _FOLDS
     folded, rest = q[:whole], q[whole:]
     for _ in range(_FOLDS):
         left, right = folded.view(2, -1)
-        folded = (left + right).addcmul_(left, right, value=-1)
+        folded = left.lerp_(one, right)  # left + right (1 - left)
     return total - torch.log1p(-folded).sum(dtype=torch.float64) - torch.log1p(-rest).sum(dtype=torch.float64)
 
 
