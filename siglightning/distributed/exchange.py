@@ -36,6 +36,10 @@ class Exchange(ABC):
     def blocks(self, own: Block) -> Iterator[tuple[int, Block]]:
         """Yield ``(owner, block)`` for every rank."""
 
+    def zeros_like(self, block: Tensor) -> Tensor:
+        """Zeros ``[rows of the block, ...]`` to add a share up in, for :meth:`hand_on`."""
+        return torch.zeros_like(block)
+
     @abstractmethod
     def hand_on(self, share: Tensor) -> None:
         """Give this rank's share ``[rows of the block, ...]`` of the block just yielded; once a block, or never."""
@@ -54,17 +58,30 @@ class RingExchange(Exchange):
 
     _flight: Flight | None = None
     _hops = 0
+    _spare: Block = ()  # accumulators that have left or were added up; new ones would tear holes into the heap
 
     def blocks(self, own: Block) -> Iterator[tuple[int, Block]]:
         """See :meth:`Ring.travel`."""
         return self.ring.travel(own, self.sizes)
 
+    def zeros_like(self, block: Tensor) -> Tensor:
+        """Zeros, in memory that an accumulator has left where it fits."""
+        fitting = [tensor for tensor in self._spare if tensor.shape == block.shape and tensor.dtype == block.dtype]
+        if not fitting:
+            return torch.zeros_like(block)
+        self._spare = tuple(tensor for tensor in self._spare if tensor is not fitting[0])
+        return fitting[0].zero_()
+
     def hand_on(self, share: Tensor) -> None:
         """Combine the share with what the ranks before have added, and send it after its block."""
         if self._flight is not None:
-            share = self.combine(self._flight.wait()[0], share)
+            arrived, left = self._flight.wait()[0], self._flight.leaving[0]
+            share = self.combine(arrived, share)
+            self._spare = (arrived, left)
         self._hops += 1
-        self._flight = self.ring.shift((share,), buffers_like((share,), self.sizes[self.ring.owner(self._hops)]))
+        arriving = buffers_like((share,), self.sizes[self.ring.owner(self._hops)], self._spare[:1] or None)
+        self._spare = tuple(tensor for tensor in self._spare if tensor is not arriving[0])
+        self._flight = self.ring.shift((share,), arriving)
 
     def home(self) -> Tensor:
         """Wait for the accumulator that has been with every rank."""
@@ -101,7 +118,7 @@ class GatherExchange(Exchange):
         total = incoming[rank]
         for hop in range(1, size):
             total = self.combine(total, incoming[(rank + hop) % size])
-        return total[: self.sizes[rank]]
+        return total[: self.sizes[rank]].clone()  # alone: a view would keep all ranks' shares until backward
 
     def _all_gather(self, own: Tensor) -> Tensor:
         """``[size, largest block, ...]``; rows beyond a rank's own are zero."""

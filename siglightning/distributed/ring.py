@@ -99,21 +99,24 @@ class Ring:
     def travel(self, own: Block, sizes: Sequence[int]) -> Iterator[tuple[int, Block]]:
         """Yield ``(owner, block)`` for every rank, the own block first; the next is in flight meanwhile.
 
-        Each rank sends each block once to the next rank, ``size - 1`` times in all.
+        Each rank sends each block once to the next rank, ``size - 1`` times in all. Two buffers take turns, so a block
+        is only good until the next one is asked for.
 
         Args:
             own: this rank's tensors, ``[b, ...]`` with ``b = sizes[rank]``.
             sizes: rows of every rank's block.
         """
-        held = tuple(tensor.contiguous() for tensor in own)
+        held, spare = tuple(tensor.contiguous() for tensor in own), None
         for hop in range(self.size):
             is_last = hop == self.size - 1
-            flight = None if is_last else self.shift(held, buffers_like(held, sizes[self.owner(hop + 1)]))
+            flight = None if is_last else self.shift(held, buffers_like(held, sizes[self.owner(hop + 1)], spare))
             yield self.owner(hop), held
             if flight is not None:
-                held = flight.wait()
+                spare, held = held if hop else None, flight.wait()  # the own block is the caller's
 
 
-def buffers_like(block: Block, rows: int) -> Block:
-    """Empty tensors with ``rows`` rows, otherwise like those of ``block``."""
+def buffers_like(block: Block, rows: int, spare: Block | None = None) -> Block:
+    """Tensors to receive into, with ``rows`` rows and otherwise like those of ``block``: the spare ones if they fit."""
+    if spare is not None and len(spare[0]) == rows:
+        return spare
     return tuple(torch.empty((rows, *tensor.shape[1:]), dtype=tensor.dtype, device=tensor.device) for tensor in block)

@@ -173,13 +173,13 @@ def _loss_and_gradients(
     """
     dtype = compute_dtype(image_embeds.dtype)
     x, scale = image_embeds.to(dtype), log_scale.to(dtype).exp().reshape(())
-    shift = None if bias is None else bias.to(dtype).reshape(())
+    shift = scale.new_zeros(()) if bias is None else bias.to(dtype).reshape(())
     need_image, need_text = need
     sums = _Sums.zeros(x, need_image)
     own: Block = (text_embeds.detach(),) if match_ids is None else (text_embeds.detach(), match_ids)
     for owner, (texts, *ids) in exchange.blocks(own):
         y = texts.to(dtype)
-        sums.text = torch.zeros_like(y) if need_text else None
+        sums.text = exchange.zeros_like(y) if need_text else None
         matches = _Matches(match_ids, ids[0] if ids else None, match, owner == exchange.ring.rank)
         _add_block(x, y, scale, shift, matches, side, sums)
         if sums.text is not None:
@@ -237,17 +237,14 @@ class _Matches:
         return pairs, _Index(*equal.nonzero(as_tuple=True))
 
 
-def _add_block(
-    x: Tensor, y: Tensor, scale: Tensor, bias: Tensor | None, matches: _Matches, side: int, sums: _Sums
-) -> None:
+def _add_block(x: Tensor, y: Tensor, scale: Tensor, bias: Tensor, matches: _Matches, side: int, sums: _Sums) -> None:
     """Add one block, images ``x [n, d]`` against texts ``y [m, d]``, to ``sums``."""
     tile, share = (x.new_empty(min(side, len(x)) * min(side, len(y))) for _ in range(2))  # for every tile in turn
     for rows, columns in tiles(len(x), len(y), side):
         shape = (rows.stop - rows.start, columns.stop - columns.start)
         s, p = (buffer[: shape[0] * shape[1]].view(shape) for buffer in (tile, share))
-        torch.mm(x[rows], y[columns].T, out=s).mul_(scale)
-        if bias is not None:
-            s += bias
+        torch.mm(x[rows], y[columns].T, out=s)
+        torch.addcmul(bias, s, scale, out=s)
         positives, ignored = matches.of_tile(rows, columns, x.device)
         if positives is not None:
             s[positives] *= -1

@@ -144,7 +144,9 @@ def _gradients(
     exchange = open_exchange(ranks.comm, ranks.ring, ranks.sizes)
     for owner, (texts, lse) in exchange.blocks((own_texts, column_lse)):
         y = texts.to(x.dtype)
-        gradient_y = -2 * x if owner == ranks.ring.rank else torch.zeros_like(y)
+        gradient_y = exchange.zeros_like(y)
+        if owner == ranks.ring.rank:
+            gradient_y.sub_(x, alpha=2)
         for rows, columns in tiles(len(x), len(y), side):
             logits = (x[rows] @ y[columns].T).mul_(scale)
             p = (logits - row_lse[rows, None]).exp_()

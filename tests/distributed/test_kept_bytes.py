@@ -57,9 +57,10 @@ def kept_and_peak(name, comm, pairs, group):
     options = {"group": group, "comm": comm, "sizes": [pairs] * group.size(), "chunk_size": CHUNK}
     LOSSES[name](x, y, *scalars, **options)  # the first call also compares notes
     saved, live = [], LiveBytes()
-    with torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(t.nbytes) or t, lambda t: t), live:
+    hooks = torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(t) or t, lambda t: t)
+    with hooks, live:
         LOSSES[name](x, y, *scalars, **options)
-    return sum(saved), live.peak
+    return sum(tensor.untyped_storage().nbytes() for tensor in saved), live.peak
 
 
 def all_on_this_rank():
