@@ -12,8 +12,9 @@ from PIL import Image
 
 from siglightning.batch import InputSpec
 from siglightning.data import Augmentation, CaptionChoice, PictogramArchive, PictogramDataModule
+from siglightning.data.matching import match_number
 from siglightning.data.pictograms.archive import ARCHIVE
-from siglightning.data.pictograms.captions import DRAWS_PER_CAPTION, Captions, match_number
+from siglightning.data.pictograms.captions import DRAWS_PER_CAPTION, Captions
 
 OFF = Augmentation(0, 0, 0, 0, 0, 0, 0, 0, 0)
 WIDTH = 80

@@ -1,6 +1,5 @@
 """What a picture is called: one caption drawn for each training sample, the English name in evaluation."""
 
-import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, cast
@@ -119,12 +118,6 @@ class Captions:
             listed = ", ".join((keywords + keywords)[first : first + count])
             return (listed, listed) if mode == "keywords" else (f"{name}, {listed}", name)
         return name, name
-
-
-def match_number(subject: str) -> int:
-    """Equal subjects, equal int64 numbers; case and surrounding blanks do not count."""
-    digest = hashlib.blake2b(subject.strip().casefold().encode(), digest_size=8).digest()
-    return int.from_bytes(digest, "little", signed=True)
 
 
 def _pick(options: Sequence[str], number: float) -> str:

@@ -10,8 +10,9 @@ from torch import Tensor
 from siglightning.data.base import SampleDataset, as_keys
 from siglightning.data.collate import Sample
 from siglightning.data.draws import uniform
+from siglightning.data.matching import match_number
 from siglightning.data.pictograms.archive import PictogramArchive
-from siglightning.data.pictograms.captions import DRAWS_PER_CAPTION, Captions, EvalCaptions, match_number
+from siglightning.data.pictograms.captions import DRAWS_PER_CAPTION, Captions, EvalCaptions
 from siglightning.data.sampler import SampleKey
 from siglightning.data.transforms import Augmentation, augment, resize
 

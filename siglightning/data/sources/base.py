@@ -1,0 +1,66 @@
+"""What every source of samples that are read by position offers."""
+
+import hashlib
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class RawSample:
+    """A sample as it lies on disk.
+
+    Attributes:
+        image: a picture file's content.
+        captions: what is said of it, perhaps nothing.
+        labels: numbers of its classes, perhaps none.
+    """
+
+    image: bytes
+    captions: Sequence[str] = ()
+    labels: Sequence[int] = ()
+
+
+class Source(ABC):
+    """Samples by position.
+
+    Loading processes are forked from the one that opened the source, and each sample that they touch must not make a
+    private copy of a page: long lists are kept in Arrow arrays, whose strings have no counters of references.
+
+    Attributes:
+        class_names: of the labels, in the order of their numbers; empty where there are none.
+        one_label: whether every sample has exactly one label.
+    """
+
+    class_names: Sequence[str] = ()
+    one_label: bool = False
+
+    @abstractmethod
+    def __len__(self) -> int:
+        """Number of samples."""
+
+    @abstractmethod
+    def key(self, index: int) -> str:
+        """The sample's name, the same wherever the data lie."""
+
+    @abstractmethod
+    def read(self, index: int) -> RawSample:
+        """One sample.
+
+        Raises:
+            BadSampleError: it is missing, or its text cannot be read.
+        """
+
+    @property
+    @abstractmethod
+    def fingerprint(self) -> str:
+        """Identity of keys, captions and labels, 16 hexadecimal digits; pixels are not read for it."""
+
+
+def digest(parts: Iterable[bytes]) -> str:
+    """The first 16 hexadecimal digits of a hash over the parts and where they end."""
+    whole = hashlib.blake2b(digest_size=8)
+    for part in parts:
+        whole.update(len(part).to_bytes(8, "little"))
+        whole.update(part)
+    return whole.hexdigest()

@@ -1,0 +1,197 @@
+"""Samples of a user's files: what is drawn, what replaces a bad one, and a fit on a folder that holds every kind."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from test_images import encoded, png_bomb
+
+from siglightning.batch import InputSpec
+from siglightning.cli import main
+from siglightning.data import Augmentation, FolderDataModule, TableDataModule
+from siglightning.data.bad_samples import BadSampleLog
+from siglightning.data.images import BadSampleError
+from siglightning.data.map_style import MapDataset, Preparation
+from siglightning.data.pictograms import PictogramArchive
+from siglightning.data.sampler import SampleKey
+from siglightning.data.sources import FolderSource
+
+PLAIN = Augmentation(0, 0, 0, 0, 0, 0, 0, 0)
+CLASSES = ("cats", "big_dogs")
+
+
+def pixels(row):
+    return PictogramArchive.open().read_image(row).permute(1, 2, 0).numpy()
+
+
+@pytest.fixture
+def root(tmp_path):
+    """Two classes of twenty pictures."""
+    for kind in CLASSES:
+        (tmp_path / "pictures" / kind).mkdir(parents=True)
+    for number in range(40):
+        Image.fromarray(pixels(number * 30)).save(tmp_path / "pictures" / CLASSES[number % 2] / f"{number:02d}.png")
+    return tmp_path / "pictures"
+
+
+def dataset(root, log=None, **options):
+    source = FolderSource(root)
+    return MapDataset(source, np.arange(len(source)), Preparation(32, **options), log)
+
+
+def test_labels_are_said_in_a_template(root):
+    evaluated = dataset(root, templates=["a photo of {}.", "{}!"])[0]
+    assert evaluated["captions"] == ["a photo of big dogs."]
+    training = dataset(root, templates=["a photo of {}.", "{}!"], augmentation=PLAIN)
+    said = {training[SampleKey(0, epoch)]["captions"][0] for epoch in range(20)}
+    assert said == {"a photo of big dogs.", "big dogs!"}
+    first, second = training.__getitems__([SampleKey(0, 0), SampleKey(1, 0)])
+    assert first["match_id"] == second["match_id"]  # one class, whatever the template
+    assert first["match_id"] != training[SampleKey(30, 0)]["match_id"]
+    assert (first["label"], first["id"]) == (0, "big_dogs/01.png")
+
+
+def test_a_sample_is_a_function_of_seed_epoch_and_number(root):
+    one, other = (dataset(root, augmentation=Augmentation(), seed=seed) for seed in (1, 2))
+    keys = [SampleKey(n, 3) for n in (5, 17, 30)]
+    together, alone = one.__getitems__(keys), [one[key] for key in keys]
+    for a, b in zip(together, alone, strict=True):
+        assert torch.equal(a["image"], b["image"])
+        assert a["captions"] == b["captions"]
+    assert not torch.equal(together[0]["image"], other[keys[0]]["image"])
+    assert not torch.equal(together[0]["image"], one[SampleKey(5, 4)]["image"])
+
+
+def bad_contents():
+    jpeg = encoded(np.kron(pixels(0), np.ones((8, 8, 1), np.uint8)), "JPEG")
+    return {
+        "empty.png": (b"", "empty"),
+        "page.jpg": (b"<html>404</html>", "no picture"),
+        "cut.jpg": (jpeg[:900], "damaged"),
+        "bomb.png": (png_bomb(24500), "too large"),
+        "spacer.gif": (encoded(pixels(0)[:1, :1], "GIF"), "too small"),
+    }
+
+
+@pytest.fixture
+def root_with_bad(root):
+    for name, (content, _) in bad_contents().items():
+        (root / "cats" / f"00_{name}").write_bytes(content)
+    return root
+
+
+def test_the_next_good_sample_takes_the_place_of_a_bad_one(root_with_bad, tmp_path):
+    log = BadSampleLog(tmp_path / "log.jsonl", 1.0)
+    samples = dataset(root_with_bad, log).__getitems__(list(range(45)))
+    names = [sample["id"] for sample in samples]
+    assert len(names) == 45
+    good = [name for name in names if "_" not in name.rpartition("/")[2]]
+    assert good == names
+    assert names[20:27] == ["cats/00.png", *["cats/02.png"] * 6]  # the picture itself, and five times in their place
+    lines = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    assert {line["key"]: line["reason"] for line in lines} == {
+        f"cats/00_{name}": reason for name, (_, reason) in bad_contents().items()
+    }
+    assert len(lines) == 5  # each once, however often it was met
+
+
+def test_too_many_bad_samples_end_training_with_their_names():
+    log = BadSampleLog(None, 0.01)
+    for number in range(1000):
+        log.good()
+        if number % 200 == 0:
+            log.bad(f"file-{number}", BadSampleError("damaged"))
+    for number in range(5):
+        log.bad(f"late-{number}", BadSampleError("empty"))
+    with pytest.raises(ValueError, match=r"at most 1.0% bad samples, got 11 of 1011 \(6 empty, 5 damaged\), .* file-0"):
+        log.bad("last", BadSampleError("empty"))
+
+
+def test_nothing_but_bad_samples_is_said(tmp_path):
+    (tmp_path / "cats").mkdir()
+    for number in range(3):
+        (tmp_path / "cats" / f"{number}.png").write_bytes(b"")
+    with pytest.raises(ValueError, match=r"None of the .* can be used: {'empty': 3}"):
+        dataset(tmp_path, BadSampleLog(None, 1.0))[0]
+
+
+def all_of(dataset):
+    return dataset.__getitems__(list(range(len(dataset))))
+
+
+def test_validation_is_a_share_or_a_folder_of_its_own(root, tmp_path):
+    def built(path):
+        module = FolderDataModule(str(path), global_batch_size=4)
+        module.input_spec = InputSpec(32, lambda captions: torch.zeros(len(captions), 2, dtype=torch.int64))
+        module.setup()
+        return module
+
+    module = built(root)
+    assert (len(module.train_set), len(module.val_set), module.test_set_names) == (36, 4, ["validation"])
+    ids = [
+        {sample["id"] for sample in part.__getitems__(range(len(part)))} for part in (module.train_set, module.val_set)
+    ]
+    assert not ids[0] & ids[1]
+    for part in ("train", "val", "test"):
+        (tmp_path / "split" / part).mkdir(parents=True)
+        for kind in CLASSES:
+            (tmp_path / "split" / part / kind).symlink_to(root / kind)
+    module = built(tmp_path / "split")
+    assert (len(module.train_set), len(module.val_set), module.test_set_names) == (40, 40, ["test"])
+    assert module.class_names == ["big dogs", "cats"]
+    (tmp_path / "split" / "val" / "cats").unlink()
+    with pytest.raises(ValueError, match=r"Expected the classes of the training set in 'val', too; .* cats"):
+        built(tmp_path / "split")
+
+
+SMALL = """
+model:
+  class_path: siglightning.tasks.ContrastiveTask
+  init_args:
+    network:
+      class_path: siglightning.models.TwoTower
+      init_args:
+        image_tower: {name: "local:conv", kwargs: {width: 8, depths: [1, 1]}}
+        text_tower: {name: "local:text_transformer", kwargs: {width: 16, depth: 1, heads: 2}}
+        embed_dim: 16
+        image_size: 32
+trainer: {max_steps: 6, accelerator: cpu, enable_progress_bar: false, log_every_n_steps: 1, num_sanity_val_steps: 0}
+"""
+
+
+def test_a_fit_on_a_folder_with_bad_pictures_finishes(root_with_bad, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "small.yaml").write_text(SMALL)
+    data = ["--data=FolderDataModule", f"--data.root={root_with_bad}", "--data.global_batch_size=16"]
+    code = main(["fit", "--config", "small.yaml", *data, "--data.max_bad_fraction=0.5", "--run_dir", "run"])
+    assert code == 0, "".join(capsys.readouterr())
+    assert {json.loads(line)["reason"] for line in (tmp_path / "run" / "bad_samples.jsonl").read_text().splitlines()}
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert {"zeroshot_acc", "t2i_recall@1"} <= summary["validation"].keys()
+
+
+def test_a_fit_on_a_table_of_captions(root, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "small.yaml").write_text(SMALL)
+    lines = [f"pictures/{path.parent.name}/{path.name},drawing {path.stem}" for path in sorted(root.rglob("*.png"))]
+    (tmp_path / "pairs.csv").write_text("file,text\n" + "\n".join(lines) + "\n")
+    columns = "--data.columns={image: file, captions: [text]}"
+    data = ["--data=TableDataModule", "--data.train=pairs.csv", columns, "--data.global_batch_size=8"]
+    code = main(["fit", "--config", "small.yaml", *data, "--run_dir", "run"])
+    assert code == 0, "".join(capsys.readouterr())
+    assert "t2i_recall@1" in json.loads((tmp_path / "run" / "summary.json").read_text())["validation"]
+
+
+@pytest.mark.parametrize(
+    ("module", "options", "message"),
+    [
+        (FolderDataModule, {"val_fraction": 0.0}, "val_fraction` must lie between 0 and 1, got 0.0"),
+        (FolderDataModule, {"templates": ["a photo"]}, "must each hold one '{}', got"),
+        (TableDataModule, {"templates": []}, "must each hold one '{}', got"),
+    ],
+)
+def test_wrong_arguments_are_refused(module, options, message):
+    with pytest.raises(ValueError, match=message):
+        module("somewhere", **options)
