@@ -28,9 +28,14 @@ def embeddings(fault=None):
     return torch.ones(pairs, width, dtype=dtype, requires_grad=True)
 
 
+def impatient_group():
+    """All ranks; made when all of them have started, however busy the machine is."""
+    return dist.new_group(timeout=timedelta(seconds=TIMEOUT_S))
+
+
 def train_until(fault, first_bad_step, loss, culprit=2):
     """Some steps; from `first_bad_step` on the culprit is at fault. Names its steps as a training loop does."""
-    group, scalar = dist.group.WORLD, torch.zeros(1, requires_grad=True)
+    group, scalar = impatient_group(), torch.zeros(1, requires_grad=True)
     store = dist.distributed_c10d._get_default_store()
     for step in range(BAD_STEP + 2):
         at_fault = dist.get_rank() == culprit and step >= first_bad_step
@@ -68,7 +73,7 @@ def train_until(fault, first_bad_step, loss, culprit=2):
 )
 def test_every_other_rank_names_the_culprit_and_the_step(fault, loss, world_size, culprit):
     with pytest.raises(RanksError) as caught:
-        run_ranks(world_size, train_until, fault, BAD_STEP, loss, culprit, timeout_s=TIMEOUT_S)
+        run_ranks(world_size, train_until, fault, BAD_STEP, loss, culprit)
     for rank, error in enumerate(caught.value.errors):
         if rank != culprit:
             message = error.strip().splitlines()[-2]
@@ -80,7 +85,7 @@ def test_every_other_rank_names_the_culprit_and_the_step(fault, loss, world_size
 @pytest.mark.parametrize("fault", ["one pair fewer", "another dtype", "another width"])
 def test_at_the_first_step_every_rank_says_what_differs(fault):
     with pytest.raises(RanksError) as caught:
-        run_ranks(3, train_until, fault, 0, sigmoid_loss, timeout_s=TIMEOUT_S)
+        run_ranks(3, train_until, fault, 0, sigmoid_loss)
     expected = {
         "one pair fewer": "at step 100. pairs: expected 4, rank 2 has 3. Give every rank the same number",
         "another dtype": "dtype: expected torch.float32, rank 2 has torch.float64. Run every rank at the same",
@@ -93,35 +98,36 @@ def test_at_the_first_step_every_rank_says_what_differs(fault):
 
 def test_with_two_ranks_nobody_is_the_usual_one():
     with pytest.raises(RanksError) as caught:
-        run_ranks(2, train_until, "one pair fewer", 0, sigmoid_loss, 0, timeout_s=TIMEOUT_S)
+        run_ranks(2, train_until, "one pair fewer", 0, sigmoid_loss, 0)
     assert all("pairs: rank 0 has 3, rank 1 has 4." in error for error in caught.value.errors)
 
 
 def unlike_sizes():
-    x, scalar = torch.ones(4, 6), torch.zeros(1)
-    sigmoid_loss(x, x, scalar, group=dist.group.WORLD, sizes=[4, 4, 4 + (dist.get_rank() == 1)])
+    x, scalar, group = torch.ones(4, 6), torch.zeros(1), impatient_group()
+    sigmoid_loss(x, x, scalar, group=group, sizes=[4, 4, 4 + (dist.get_rank() == 1)])
 
 
 def test_sizes_that_differ_between_ranks_are_refused():
     with pytest.raises(RanksError) as caught:
-        run_ranks(3, unlike_sizes, timeout_s=TIMEOUT_S)
+        run_ranks(3, unlike_sizes)
     assert all("sizes: expected" in error and "rank 1 has" in error for error in caught.value.errors[:2])
 
 
 def one_call_more():
     """Rank 1 evaluates once more than the others; the texts of that call must not meet those of a training step."""
     x, scalar = torch.ones(4, 6, requires_grad=True), torch.zeros(1, requires_grad=True)
+    group = impatient_group()
     for step in range(3):
         with torch.no_grad():
-            sigmoid_loss(x, x, scalar, group=dist.group.WORLD)
+            sigmoid_loss(x, x, scalar, group=group)
             if step == 1 and dist.get_rank() == 1:
-                sigmoid_loss(x, x, scalar, group=dist.group.WORLD)
-        sigmoid_loss(x, x, scalar, group=dist.group.WORLD)
+                sigmoid_loss(x, x, scalar, group=group)
+        sigmoid_loss(x, x, scalar, group=group)
 
 
 def test_calls_that_do_not_fit_are_not_mixed_up():
     with pytest.raises(RanksError) as caught:
-        run_ranks(3, one_call_more, timeout_s=TIMEOUT_S)
+        run_ranks(3, one_call_more)
     for error in caught.value.errors:
         assert "The ranks wait in different calls" in error
         assert "rank 0: call 4, sigmoid_loss with gradients; rank 1: call 4, sigmoid_loss;" in error
@@ -129,6 +135,6 @@ def test_calls_that_do_not_fit_are_not_mixed_up():
 
 def test_a_rank_that_changes_its_batch_is_told_what_to_do():
     with pytest.raises(RanksError) as caught:
-        run_ranks(3, train_until, "one pair fewer", BAD_STEP, sigmoid_loss, timeout_s=TIMEOUT_S)
+        run_ranks(3, train_until, "one pair fewer", BAD_STEP, sigmoid_loss)
     assert "ValueError: Rank 2 left what all ranks agreed on" in caught.value.errors[2]
     assert "pairs: expected 4, got 3. Give every rank the same number of pairs" in caught.value.errors[2]
