@@ -8,6 +8,7 @@ import os
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -176,6 +177,8 @@ def test_memory_is_logged_and_holds_a_big_tensor(tmp_path, run_clock):
             if self.global_step == 5:
                 self.ballast = torch.ones(256 * 2**20, dtype=torch.uint8)
                 self.gained = process_tree_pss_bytes(os.getpid()) - before
+                pages = int(Path("/proc/self/statm").read_text().split()[1])
+                self.resident_mib = pages * os.sysconf("SC_PAGESIZE") / 2**20
             if self.global_step == 9:
                 del self.ballast
                 gc.collect()
@@ -186,7 +189,7 @@ def test_memory_is_logged_and_holds_a_big_tensor(tmp_path, run_clock):
     assert task.gained == pytest.approx(256 * 2**20, rel=0.05)
     assert recorder.seen[8]["memory/pss_peak_mib"] - recorder.seen[4]["memory/pss_peak_mib"] > 200
     assert recorder.seen[12]["memory/pss_peak_mib"] >= recorder.seen[8]["memory/pss_peak_mib"]
-    assert recorder.seen[8]["memory/peak_mib"] >= 0.95 * recorder.seen[8]["memory/pss_peak_mib"]
+    assert recorder.seen[8]["memory/peak_mib"] >= 0.99 * task.resident_mib  # the kernel counts pages in batches
     assert recorder.seen[8]["memory/peak_mib"] < 64 * 1024
 
 
