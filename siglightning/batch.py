@@ -4,7 +4,7 @@ Data modules and tasks never import each other. A data module produces :class:`B
 publishes an :class:`InputSpec` that tells the data module what size and which tokens its model wants.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypedDict
 
@@ -24,7 +24,9 @@ class Batch(TypedDict, total=False):
         id: the sample's key in its data set, one for each image.
         match_id: int64 ``[B]``; images with equal numbers match the same captions, so that in a pairwise loss
             they are never each other's negatives, and in retrieval either is a right answer.
-        image_embed: float ``[B, d]``, where images were embedded before.
+        image_embed: float ``[B, d]``, features of the image tower (before its projection), where images were embedded
+            before.
+        text_embed: float ``[T, d]``, likewise of the text tower; beside ``text``, in its order.
     """
 
     image: Tensor
@@ -34,6 +36,7 @@ class Batch(TypedDict, total=False):
     id: list[str] | Tensor
     match_id: Tensor
     image_embed: Tensor
+    text_embed: Tensor
 
 
 @dataclass(frozen=True)
@@ -43,7 +46,10 @@ class InputSpec:
     Attributes:
         image_size: side of the square input picture, in pixels.
         tokenizer: maps captions to int64 token ids ``[n, context_length]``; ``None`` when the model reads no text.
+        feature_keys: what identifies the features of each frozen tower, ``image`` and ``text``: weights and
+            preprocessing. Features that were stored under another key are not this model's.
     """
 
     image_size: int
     tokenizer: Callable[[Sequence[str]], Tensor] | None
+    feature_keys: Callable[[], Mapping[str, str]] | None = None

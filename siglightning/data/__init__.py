@@ -1,14 +1,16 @@
 """Data modules, and what they are made of."""
 
-from siglightning.data.base import BaseDataModule, SampleDataset
+from siglightning.data.base import BaseDataModule
 from siglightning.data.collate import Collate, Sample
-from siglightning.data.folder_module import FolderDataModule
+from siglightning.data.colour import recolour
+from siglightning.data.dataset import SampleDataset
 from siglightning.data.images import BadSampleError, ImageLimits
 from siglightning.data.map_style_module import MapStyleDataModule
+from siglightning.data.noise import LabelNoise, NoisyDataset
 from siglightning.data.pictograms import CaptionChoice, PictogramArchive, PictogramDataModule
 from siglightning.data.sampler import EvaluationSampler, GlobalBatchSampler, SampleKey
-from siglightning.data.sources import Columns, FolderSource, RawSample, Source, TableSource
-from siglightning.data.table_module import TableDataModule
+from siglightning.data.source import RawSample, Source
+from siglightning.data.sources import Columns, FolderDataModule, FolderSource, TableDataModule, TableSource
 from siglightning.data.transforms import Augmentation, augment, resize
 
 __all__ = [
@@ -23,7 +25,9 @@ __all__ = [
     "FolderSource",
     "GlobalBatchSampler",
     "ImageLimits",
+    "LabelNoise",
     "MapStyleDataModule",
+    "NoisyDataset",
     "PictogramArchive",
     "PictogramDataModule",
     "RawSample",
@@ -34,5 +38,6 @@ __all__ = [
     "TableDataModule",
     "TableSource",
     "augment",
+    "recolour",
     "resize",
 ]

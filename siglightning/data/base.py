@@ -1,32 +1,21 @@
 """What all data modules share: loaders, seeds, exact resuming, and errors before any work is wasted."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
 from typing import Any
 
 from lightning.pytorch import LightningDataModule, Trainer
 from lightning.pytorch.loops.progress import _ProcessedTracker
 from lightning.pytorch.trainer.states import TrainerFn
-from torch.utils.data import DataLoader, Dataset, SequentialSampler
+from torch.utils.data import DataLoader, SequentialSampler
 
-from siglightning.batch import InputSpec
-from siglightning.data.collate import Collate, Sample
-from siglightning.data.sampler import EvaluationSampler, GlobalBatchSampler, SampleKey, check_global_batch
-
-
-class SampleDataset(Dataset[Sample], ABC):
-    """A data set that is asked for many samples at once, by (sample, epoch)."""
-
-    @abstractmethod
-    def __len__(self) -> int:
-        """Number of samples."""
-
-    @abstractmethod
-    def __getitems__(self, keys: Sequence[SampleKey | int]) -> list[Sample]:
-        """The samples of the keys, in their order; a bare number means epoch 0."""
-
-    def __getitem__(self, key: SampleKey | int) -> Sample:
-        return self.__getitems__([key])[0]
+from siglightning.batch import Batch, InputSpec
+from siglightning.data.collate import Collate, LoadedBatch, Sample
+from siglightning.data.colour import recolour
+from siglightning.data.dataset import SampleDataset
+from siglightning.data.noise import LabelNoise, NoisyDataset
+from siglightning.data.orders import Order
+from siglightning.data.sampler import EvaluationSampler, GlobalBatchSampler, check_global_batch
+from siglightning.runtime.processes import notice
 
 
 class ResumableLoader(DataLoader[Sample]):
@@ -44,11 +33,6 @@ class ResumableLoader(DataLoader[Sample]):
         """Nothing to do."""
 
 
-def as_keys(keys: Sequence[SampleKey | int]) -> list[SampleKey]:
-    """Keys with their epoch; Lightning's predict loop asks with bare numbers."""
-    return [SampleKey(key, 0) if isinstance(key, int) else key for key in keys]
-
-
 class BaseDataModule(LightningDataModule, ABC):
     """Loaders for data sets that a subclass builds in :meth:`build`.
 
@@ -60,6 +44,9 @@ class BaseDataModule(LightningDataModule, ABC):
         eval_batch_size: samples at a time in evaluation, on each process.
         num_workers: loading processes for each training process; 0 loads in the training process.
         seed: of the order, the augmentation and the choice of captions.
+        noise: corrupts training samples, for studies of robustness.
+        allow_changed_data: go on with a checkpoint that was trained on other data or with another batch. The run then
+            is not what an undisturbed one would have been.
 
     Attributes:
         train_set: set by :meth:`build`.
@@ -75,7 +62,13 @@ class BaseDataModule(LightningDataModule, ABC):
     test_sets: dict[str, SampleDataset]
 
     def __init__(
-        self, global_batch_size: int = 256, eval_batch_size: int = 256, num_workers: int = 0, seed: int = 0
+        self,
+        global_batch_size: int = 256,
+        eval_batch_size: int = 256,
+        num_workers: int = 0,
+        seed: int = 0,
+        noise: LabelNoise | None = None,
+        allow_changed_data: bool = False,
     ) -> None:
         super().__init__()
         if eval_batch_size < 1 or num_workers < 0:
@@ -87,6 +80,9 @@ class BaseDataModule(LightningDataModule, ABC):
         self.eval_batch_size = eval_batch_size
         self.num_workers = num_workers
         self.seed = seed
+        self.noise = noise
+        self.allow_changed_data = allow_changed_data
+        self.captions_read = self.captions_truncated = 0
         self.class_names: list[str] | None = None
         self.prompt_templates: list[str] = ["{}"]
         self.input_spec: InputSpec | None = None
@@ -132,6 +128,8 @@ class BaseDataModule(LightningDataModule, ABC):
             return
         self._check_trainer()
         self.build(self._find_spec())
+        if self.noise is not None:
+            self.train_set = NoisyDataset(self.train_set, self.noise)
         overfit = bool(getattr(self.trainer, "overfit_batches", 0))
         self._sampler = GlobalBatchSampler(
             len(self.train_set),
@@ -139,11 +137,22 @@ class BaseDataModule(LightningDataModule, ABC):
             *self._rank_and_world_size(),
             seed=self.seed,
             shuffle=not overfit,
+            order=None if overfit else self.order(),
             position=None if self.trainer is None else self._trained_position,
         )
 
+    def order(self) -> Order | None:
+        """The order of training samples where it is not a plain shuffle; asked after :meth:`build`."""
+        return None
+
+    @property
+    def contents(self) -> frozenset[str]:
+        """Keys of the batches, known after :meth:`setup`; a task that needs others refuses these data."""
+        return frozenset(self._collate()([self.val_set[0]]))
+
     def train_dataloader(self) -> DataLoader[Sample]:
         """This process's share of each global batch, from where training stands."""
+        self.train_set.prepare()
         sampler = self._require_sampler()
         return ResumableLoader(
             self.train_set,
@@ -166,6 +175,25 @@ class BaseDataModule(LightningDataModule, ABC):
         """The test sets again; Lightning's predict loop divides them among processes by itself."""
         return [self._evaluation_loader(test_set, divide=False) for test_set in self.test_sets.values()]
 
+    def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Batch:
+        """Apply on the device what loading processes have only drawn, and count what they had to cut."""
+        loaded: LoadedBatch = batch
+        colour = loaded.pop("colour", None)
+        if colour is not None:
+            loaded["image"] = recolour(loaded["image"], colour)
+        self.captions_truncated += loaded.pop("truncated", 0)
+        self.captions_read += len(loaded["text"]) if "text" in loaded else 0
+        return loaded
+
+    def teardown(self, stage: str) -> None:
+        """Say how many captions lost their end, once a stage has used them."""
+        if self.captions_truncated:
+            notice(
+                f"{self.captions_truncated:,} of {self.captions_read:,} captions were longer than the model's context "
+                "and lost their end."
+            )
+        self.captions_read = self.captions_truncated = 0
+
     def state_dict(self) -> dict[str, Any]:
         """What must be the same when a run goes on: the position itself is in Lightning's own counters."""
         return {
@@ -173,6 +201,7 @@ class BaseDataModule(LightningDataModule, ABC):
             "global_batch_size": self.global_batch_size,
             "steps_per_epoch": self.steps_per_epoch,
             "fingerprint": self.fingerprint,
+            "noise": None if self.noise is None else str(self.noise),
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -181,14 +210,15 @@ class BaseDataModule(LightningDataModule, ABC):
         Raises:
             ValueError: something differs, so that the run could not continue where it stopped.
         """
-        if self.trainer is not None and self.trainer.state.fn != TrainerFn.FITTING:
+        if self.allow_changed_data or (self.trainer is not None and self.trainer.state.fn != TrainerFn.FITTING):
             return
         ours = self.state_dict()
         for name, saved in state_dict.items():
             if name in ours and ours[name] != saved:
                 raise ValueError(
                     f"The checkpoint was trained with data `{name}` {saved!r}, this run has {ours[name]!r}: it cannot "
-                    "continue at the same place. Restore the old data settings, or start a new run from its weights."
+                    "continue at the same place. Restore the old data settings, start a new run from its weights, or "
+                    "go on all the same with `data.init_args.allow_changed_data: true`."
                 )
 
     def _trained_position(self) -> tuple[int, int]:

@@ -104,7 +104,7 @@ def _is_plain(picture: Image.Image) -> bool:
 def _decode_fast(encoded: bytes) -> Tensor:
     content = torch.frombuffer(bytearray(encoded), dtype=torch.uint8)
     image: Tensor = decode_image(content, mode=ImageReadMode.RGB)
-    return image.contiguous()
+    return image  # colours innermost in memory: to copy it, and to resize the copy, costs more than decoding
 
 
 def _decode_with_pillow(picture: Image.Image) -> Tensor:
@@ -115,4 +115,4 @@ def _decode_with_pillow(picture: Image.Image) -> Tensor:
     if upright.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in upright.info:
         layer = upright.convert("RGBA")
         upright = Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer)
-    return torch.from_numpy(np.array(upright.convert("RGB"))).permute(2, 0, 1).contiguous()
+    return torch.from_numpy(np.array(upright.convert("RGB"))).permute(2, 0, 1)

@@ -1,6 +1,7 @@
 """Samples of a source, ready for a batch: decoded, augmented with one caption drawn, or resized with all of them."""
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -9,13 +10,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from siglightning.data.bad_samples import BadSampleLog
-from siglightning.data.base import SampleDataset, as_keys
 from siglightning.data.collate import Sample
+from siglightning.data.dataset import SampleDataset, of_one_epoch, with_colours
 from siglightning.data.draws import uniform
 from siglightning.data.images import BadSampleError, ImageLimits, decode
 from siglightning.data.matching import match_number
 from siglightning.data.sampler import SampleKey
-from siglightning.data.sources.base import RawSample, Source
+from siglightning.data.source import RawSample, Source
 from siglightning.data.transforms import Augmentation, augment, resize
 
 _MAX_CHARACTERS = 10_000  # of a caption; no context is as long, and tokenizers slow down with length
@@ -32,6 +33,7 @@ class Preparation:
         augmentation: how pictures vary; ``None`` prepares for evaluation.
         seed: of the run, for augmentation and the choice of captions.
         limits: of the size of pictures.
+        language_shares: how often a caption is drawn in each language, for captions in several.
     """
 
     image_size: int
@@ -39,6 +41,7 @@ class Preparation:
     augmentation: Augmentation | None = None
     seed: int = 0
     limits: ImageLimits = field(default_factory=ImageLimits)
+    language_shares: Mapping[str, float] = field(default_factory=dict)
 
 
 class MapDataset(SampleDataset):
@@ -66,18 +69,15 @@ class MapDataset(SampleDataset):
 
     def __getitems__(self, keys: Sequence[SampleKey | int]) -> list[Sample]:
         """Samples of one epoch. ``match_id`` stands for the caption's subject, in evaluation for all captions."""
-        full_keys = as_keys(keys)
-        epochs = {key.epoch for key in full_keys}
-        if len(epochs) > 1:
-            raise ValueError(f"A batch must lie in one epoch, got {sorted(epochs)}.")
-        epoch, index = epochs.pop(), np.array([key.sample for key in full_keys], dtype=np.int64)
+        epoch, index = of_one_epoch(keys)
         loaded = [self._load(sample) for sample in index.tolist()]
-        images = self._images([image for _, _, image in loaded], epoch, index)
+        images, colours = self._images([image for _, _, image in loaded], epoch, index)
         draws = uniform("caption", self.preparation.seed, epoch, index, 2)
-        return [
+        samples = [
             self._sample(row, raw, image, numbers)
             for (row, raw, _), image, numbers in zip(loaded, images, draws, strict=True)
         ]
+        return with_colours(samples, colours)
 
     def _load(self, sample: int) -> tuple[int, RawSample, Tensor]:
         """Row, content and pixels of a sample, or of the next one that has any."""
@@ -85,7 +85,7 @@ class MapDataset(SampleDataset):
             row = int(self.rows[(sample + step) % len(self.rows)])
             try:
                 raw = self.source.read(row)
-                image = decode(raw.image, self.preparation.limits)
+                image = raw.image if isinstance(raw.image, Tensor) else decode(raw.image, self.preparation.limits)
             except BadSampleError as error:
                 self.log.bad(self.source.key(row), error)
             except Exception as error:
@@ -98,10 +98,10 @@ class MapDataset(SampleDataset):
             f"{dict(self.log.reasons)}."
         )
 
-    def _images(self, images: Sequence[Tensor], epoch: int, index: NDArray[np.int64]) -> Tensor:
+    def _images(self, images: Sequence[Tensor], epoch: int, index: NDArray[np.int64]) -> tuple[Tensor, Tensor | None]:
         want = self.preparation
         if want.augmentation is None:
-            return resize(images, want.image_size)
+            return resize(images, want.image_size), None
         return augment(images, want.image_size, want.augmentation, seed=want.seed, epoch=epoch, index=index)
 
     def _sample(self, row: int, raw: RawSample, image: Tensor, numbers: NDArray[np.float64]) -> Sample:
@@ -119,11 +119,21 @@ class MapDataset(SampleDataset):
         is_training, templates = self.preparation.augmentation is not None, self.preparation.templates
         subjects = list(raw.captions) or [self._words[label] for label in raw.labels]
         if is_training and subjects:
-            subjects = [subjects[int(numbers[0] * len(subjects))]]
+            subjects = [subjects[self._choice(raw, len(subjects), numbers[0])]]
         if raw.captions:
             return subjects, subjects
         template = templates[int(numbers[1] * len(templates))] if is_training else templates[0]
         return [template.replace("{}", subject) for subject in subjects], subjects
+
+    def _choice(self, raw: RawSample, count: int, number: float) -> int:
+        """Which of the captions (or labels) a number in ``[0, 1)`` stands for."""
+        weights = np.ones(count) if len(raw.weights) != count else np.asarray(raw.weights, dtype=np.float64)
+        if self.preparation.language_shares and len(raw.languages) == count:
+            spoken = Counter(raw.languages)  # captions of one language share what is the language's
+            share = self.preparation.language_shares
+            weights = weights * [share.get(name, 0.0) / spoken[name] for name in raw.languages]
+        thresholds = np.cumsum(weights)
+        return min(int(np.searchsorted(thresholds, number * thresholds[-1], side="right")), count - 1)
 
     def _multi_hot(self, raw: RawSample) -> Tensor:
         label = torch.zeros(len(self.source.class_names))

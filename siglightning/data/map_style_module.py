@@ -5,6 +5,7 @@ from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,7 +17,8 @@ from siglightning.data.base import BaseDataModule
 from siglightning.data.draws import permutation
 from siglightning.data.images import ImageLimits
 from siglightning.data.map_style import MapDataset, Preparation
-from siglightning.data.sources.base import Source, digest
+from siglightning.data.orders import Order, balanced, in_blocks, shares
+from siglightning.data.source import Source, digest
 from siglightning.data.transforms import Augmentation
 
 
@@ -41,10 +43,6 @@ class MapStyleDataModule(BaseDataModule):
     Labels serve contrastive training through ``templates``; captions serve retrieval.
 
     Args:
-        global_batch_size: samples in one optimiser step, over all processes.
-        eval_batch_size: samples at a time in evaluation, on each process.
-        num_workers: loading processes for each training process; 0 loads in the training process.
-        seed: of the order, the augmentation and the choice of captions.
         val_fraction: share of the training samples that validates where there is no set for it.
         split_seed: of that division; leave it alone to compare runs.
         templates: sentences with ``{}`` in the place of a class name, for samples without captions and for zero-shot
@@ -52,28 +50,33 @@ class MapStyleDataModule(BaseDataModule):
         augmentation: how training pictures vary.
         limits: of the size of pictures.
         max_bad_fraction: of samples that may be unusable before training stops.
+        language_temperature: how much rarer languages are drawn more often, where the source tells languages: 1 leaves
+            them as they occur, large values make them equally frequent (see :func:`~siglightning.data.orders.shares`);
+            ``None`` does not look at them.
+        others: of :class:`~siglightning.data.base.BaseDataModule`.
     """
 
     def __init__(
         self,
-        global_batch_size: int = 256,
-        eval_batch_size: int = 256,
-        num_workers: int = 0,
-        seed: int = 0,
         val_fraction: float = 0.1,
         split_seed: int = 0,
         templates: Sequence[str] = ("a photo of a {}.",),
         augmentation: Augmentation | None = None,
         limits: ImageLimits | None = None,
         max_bad_fraction: float = 0.01,
+        language_temperature: float | None = None,
+        **others: Any,
     ) -> None:
-        super().__init__(global_batch_size, eval_batch_size, num_workers, seed)
+        super().__init__(**others)
         if not 0 < val_fraction < 1:
             raise ValueError(f"`data.init_args.val_fraction` must lie between 0 and 1, got {val_fraction}.")
         if not templates or any(template.count("{}") != 1 for template in templates):
             raise ValueError(f"`data.init_args.templates` must each hold one '{{}}', got {list(templates)}.")
         self.val_fraction, self.split_seed = val_fraction, split_seed
         self.prompt_templates = list(templates)
+        if language_temperature is not None and not language_temperature >= 1:
+            raise ValueError(f"`data.init_args.language_temperature` must be at least 1, got {language_temperature}.")
+        self.language_temperature = language_temperature
         self.augmentation = augmentation or Augmentation()
         self.limits = limits or ImageLimits()
         self.max_bad_fraction = max_bad_fraction
@@ -92,21 +95,52 @@ class MapStyleDataModule(BaseDataModule):
         parts = self.open_parts()
         _check_classes(parts)
         train_rows, val_rows = self._divide(parts)
+        self._train_source, self._train_rows = parts.train, train_rows
         evaluation = Preparation(spec.image_size, self.prompt_templates, limits=self.limits)
-        training = Preparation(spec.image_size, self.prompt_templates, self.augmentation, self.seed, self.limits)
+        training = Preparation(
+            spec.image_size,
+            self.prompt_templates,
+            self.augmentation,
+            self.seed,
+            self.limits,
+            self._language_shares(parts.train),
+        )
         self.train_set = self._set(parts.train, train_rows, training)
         self.val_set = self._set(parts.val or parts.train, val_rows, evaluation)
         self.test_sets = {
             name: self._set(source, np.arange(len(source)), evaluation) for name, source in parts.tests.items()
         } or {"validation": self.val_set}
         self.class_names = [name.replace("_", " ").strip() for name in parts.train.class_names] or None
-        recipe = json.dumps([asdict(self.augmentation), self.prompt_templates, spec.image_size, asdict(self.limits)])
+        settings = [self.prompt_templates, spec.image_size, asdict(self.limits), self.language_temperature]
+        recipe = json.dumps([asdict(self.augmentation), *settings])
         self._fingerprint = digest([parts.train.fingerprint.encode(), train_rows.tobytes(), recipe.encode()])
 
     @property
     @override
     def fingerprint(self) -> str:
         return self._fingerprint
+
+    @override
+    def order(self) -> Order | None:
+        train = self._train_source
+        if self.language_temperature is not None and train.row_languages is not None:
+            return balanced(train.row_languages[self._train_rows], self.seed, self.language_temperature)
+        if train.bounds is not None:
+            # Rows of a file that validate are missing in it, so blocks are counted among the rows that are left.
+            return in_blocks(np.searchsorted(self._train_rows, train.bounds), self.seed)
+        return None
+
+    def _language_shares(self, source: Source) -> dict[str, float]:
+        """How often captions are to be drawn in each language."""
+        if self.language_temperature is None:
+            return {}
+        if not source.languages:
+            raise ValueError(
+                "`data.init_args.language_temperature` needs a source that tells the language of its captions; these "
+                "data do not. Name the column, or leave the temperature out."
+            )
+        counts = np.array(list(source.languages.values()))
+        return dict(zip(source.languages, shares(counts, self.language_temperature).tolist(), strict=True))
 
     def _divide(self, parts: Parts) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Rows of the training source to train on, and rows to validate on."""

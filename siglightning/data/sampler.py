@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch.utils.data import Sampler
 
-from siglightning.data.draws import permutation
+from siglightning.data.orders import Order, as_they_are, shuffled
 
 
 class SampleKey(NamedTuple):
@@ -35,6 +35,7 @@ class GlobalBatchSampler(Sampler[list[SampleKey]]):
         world_size: number of processes.
         seed: of the order.
         shuffle: ``False`` keeps the order of the data set.
+        order: of the epochs, where it is not a plain shuffle of all samples.
         position: asked at the start of every iteration for (epoch, batches of it that are already done). Without
             it, iteration begins at the attributes `epoch` and `start_batch`; `start_batch` holds for one iteration.
 
@@ -50,6 +51,7 @@ class GlobalBatchSampler(Sampler[list[SampleKey]]):
         world_size: int = 1,
         seed: int = 0,
         shuffle: bool = True,
+        order: Order | None = None,
         position: Callable[[], tuple[int, int]] | None = None,
     ) -> None:
         _check_sizes(num_samples, global_batch_size, world_size)
@@ -57,8 +59,8 @@ class GlobalBatchSampler(Sampler[list[SampleKey]]):
         self.global_batch_size = global_batch_size
         self.rank = rank
         self.world_size = world_size
-        self.seed = seed
-        self.shuffle = shuffle
+        plain = shuffled(num_samples, seed) if shuffle else as_they_are(num_samples)
+        self._order = order or plain
         self.epoch = 0
         self.start_batch = 0
         self._position = position
@@ -73,9 +75,7 @@ class GlobalBatchSampler(Sampler[list[SampleKey]]):
 
     def order(self, epoch: int) -> NDArray[np.int64]:
         """The whole epoch's order of samples, int64 ``[num_samples]``."""
-        if not self.shuffle:
-            return np.arange(self.num_samples, dtype=np.int64)
-        return permutation("order", self.seed, epoch, self.num_samples)
+        return self._order(epoch)
 
     def __iter__(self) -> Iterator[list[SampleKey]]:
         if self._position is not None:

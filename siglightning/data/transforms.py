@@ -1,7 +1,8 @@
 """Pictures on their way to the model: augmentation for training, resizing for evaluation; uint8 in, uint8 out.
 
 Every random parameter is drawn per sample from (seed, epoch, sample), so neither workers, batches nor resuming change
-a pixel. The work itself is done for the whole batch at once: one affine resampling, one colour matrix.
+a pixel. Loading processes cut, turn and shrink; colour is only drawn there and applied on the device by
+:func:`siglightning.data.colour.recolour`, where it costs nothing beside the towers.
 """
 
 import math
@@ -17,9 +18,6 @@ from torchvision.transforms import v2
 
 from siglightning.data.draws import uniform
 
-_LUMA = torch.tensor([0.299, 0.587, 0.114])  # ITU-R BT.601
-_RGB_TO_YIQ = torch.tensor([[0.299, 0.587, 0.114], [0.5959, -0.2746, -0.3213], [0.2115, -0.5227, 0.3112]])
-_YIQ_TO_RGB = torch.linalg.inv(_RGB_TO_YIQ.double()).float()
 _PREFILTER_ABOVE = 1.5  # source side over target side; beyond it bilinear sampling would alias
 
 
@@ -51,6 +49,11 @@ class Augmentation:
     grayscale: float = 0.0
     fill: int = 255
 
+    @property
+    def varies_colour(self) -> bool:
+        """Whether any colour changes."""
+        return any((self.brightness, self.contrast, self.saturation, self.hue, self.grayscale))
+
     def __post_init__(self) -> None:
         limits = {"crop": 0.99, "flip": 1.0, "grayscale": 1.0, "hue": 0.5, "rotation": 180.0, "fill": 255.0}
         for field in fields(self):
@@ -61,11 +64,11 @@ class Augmentation:
 
 def augment(
     images: Sequence[Tensor], size: int, augmentation: Augmentation, *, seed: int, epoch: int, index: NDArray[np.int64]
-) -> Tensor:
-    """Crops, turns and recolours training pictures.
+) -> tuple[Tensor, Tensor | None]:
+    """Crops, turns and mirrors training pictures, and draws how their colours shall change.
 
     Args:
-        images: B pictures, uint8 ``[3, H, W]``; sizes may differ, equal sizes are faster.
+        images: B pictures, uint8 ``[3, H, W]``; sizes may differ.
         size: side of the result, in pixels.
         augmentation: how much of what.
         seed: of the run.
@@ -73,20 +76,15 @@ def augment(
         index: int64 ``[B]``, the samples' positions in their data set.
 
     Returns:
-        uint8 ``[B, 3, size, size]``.
+        uint8 ``[B, 3, size, size]``, and what :func:`~siglightning.data.colour.recolour` makes of them: float32
+        ``[B, 4]``, ``None`` where colours stay.
     """
     draws = torch.from_numpy(uniform("picture", seed, epoch, index, 10)).float()
     shapes = torch.tensor([image.shape[1:] for image in images], dtype=torch.float32)
     boxes = _crop_boxes(draws[:, :4], shapes, augmentation)
-    ready, boxes = _prefilter(images, boxes, size)
-    result = torch.empty(len(images), 3, size, size)
-    for shape in sorted({tuple(image.shape) for image in ready}):
-        rows = [row for row, image in enumerate(ready) if tuple(image.shape) == shape]
-        stack = torch.stack([ready[row] for row in rows]).float().sub_(augmentation.fill)
-        grid = _affine_grid(boxes[rows], draws[rows, 4:6], shape[1:], size, augmentation)
-        result[rows] = functional.grid_sample(stack, grid, mode="bilinear", align_corners=False)
-    pixels = result.add_(augmentation.fill).flatten(2)
-    return _recolour(pixels, draws[:, 6:], augmentation).view(-1, 3, size, size)
+    place = _place if augmentation.rotation else _place_upright
+    placed = place(images, boxes, draws[:, 4:6], size, augmentation)
+    return placed, _draw_colour(draws[:, 6:], augmentation) if augmentation.varies_colour else None
 
 
 def resize(images: Sequence[Tensor], size: int) -> Tensor:
@@ -118,20 +116,47 @@ def _crop_boxes(draws: Tensor, shapes: Tensor, augmentation: Augmentation) -> Te
     return torch.cat([centre, extent], dim=1)
 
 
+def _place_upright(
+    images: Sequence[Tensor], boxes: Tensor, draws: Tensor, size: int, augmentation: Augmentation
+) -> Tensor:
+    """Crops on whole pixels, resized with antialiasing, some mirrored."""
+    result = torch.empty(len(images), 3, size, size, dtype=torch.uint8)
+    mirrored = draws[:, 1] < augmentation.flip
+    for row, image in enumerate(images):
+        placed = _cut(image, boxes[row], size)
+        result[row] = placed.flip(-1) if mirrored[row] else placed
+    return result
+
+
+def _place(images: Sequence[Tensor], boxes: Tensor, draws: Tensor, size: int, augmentation: Augmentation) -> Tensor:
+    """One affine resampling for all pictures of one size; ``fill`` shows where a turn looks over the border."""
+    ready, boxes = _prefilter(images, boxes, size)
+    result = torch.empty(len(images), 3, size, size)
+    for shape in sorted({tuple(image.shape) for image in ready}):
+        rows = [row for row, image in enumerate(ready) if tuple(image.shape) == shape]
+        stack = torch.stack([ready[row] for row in rows]).float().sub_(augmentation.fill)
+        grid = _affine_grid(boxes[rows], draws[rows], shape[1:], size, augmentation)
+        result[rows] = functional.grid_sample(stack, grid, mode="bilinear", align_corners=False)
+    return result.add_(augmentation.fill).round_().clamp_(0, 255).to(torch.uint8)
+
+
 def _prefilter(images: Sequence[Tensor], boxes: Tensor, size: int) -> tuple[list[Tensor], Tensor]:
     """Cuts and shrinks pictures that are much larger than the target with antialiasing; theirs is then the whole."""
     ready, boxes = list(images), boxes.clone()
     for row, image in enumerate(images):
-        height, width = image.shape[1:]
-        if min(height, width) <= _PREFILTER_ABOVE * size:
-            continue
-        cy, cx, h, w = boxes[row].tolist()
-        top, left = round((cy - h / 2) * height), round((cx - w / 2) * width)
-        tall, wide = max(1, round(h * height)), max(1, round(w * width))
-        bicubic = v2.InterpolationMode.BICUBIC
-        ready[row] = v2.functional.resized_crop(image, top, left, tall, wide, [size, size], bicubic, antialias=True)
-        boxes[row] = torch.tensor([0.5, 0.5, 1.0, 1.0])
+        if min(image.shape[1:]) > _PREFILTER_ABOVE * size:
+            ready[row] = _cut(image, boxes[row], size)
+            boxes[row] = torch.tensor([0.5, 0.5, 1.0, 1.0])
     return ready, boxes
+
+
+def _cut(image: Tensor, box: Tensor, size: int) -> Tensor:
+    """A crop on whole pixels, resized to ``size x size``, bicubic with antialiasing."""
+    height, width = image.shape[1:]
+    cy, cx, h, w = box.tolist()
+    top, left = round((cy - h / 2) * height), round((cx - w / 2) * width)
+    tall, wide = max(1, round(h * height)), max(1, round(w * width))
+    return _resize_one(image[:, top : top + tall, left : left + wide], size)
 
 
 def _affine_grid(boxes: Tensor, draws: Tensor, shape: tuple[int, ...], size: int, augmentation: Augmentation) -> Tensor:
@@ -148,26 +173,13 @@ def _affine_grid(boxes: Tensor, draws: Tensor, shape: tuple[int, ...], size: int
     return functional.affine_grid(torch.stack(rows, dim=1), [len(boxes), 3, size, size], align_corners=False)
 
 
-def _recolour(pixels: Tensor, draws: Tensor, augmentation: Augmentation) -> Tensor:
-    """One 3 x 3 matrix and one offset a picture: hue, saturation, contrast, brightness. ``[B, 3, N]`` to uint8."""
-    brightness, contrast, saturation = (
-        1 + (2 * draws[:, i] - 1) * strength
-        for i, strength in enumerate((augmentation.brightness, augmentation.contrast, augmentation.saturation))
-    )
-    # One draw decides both: its upper part the loss of colour, the rest (rescaled) the turn of the hue.
-    colour = draws[:, 3]
-    gray = colour < augmentation.grayscale
-    spread = (colour - augmentation.grayscale) / max(1e-9, 1 - augmentation.grayscale)
+def _draw_colour(draws: Tensor, augmentation: Augmentation) -> Tensor:
+    """Brightness, contrast and saturation as factors, the turn of the hue in radians: ``[B, 4]`` of as many draws."""
+    strengths = torch.tensor([augmentation.brightness, augmentation.contrast, augmentation.saturation])
+    factors = 1 + (2 * draws[:, :3] - 1) * strengths
+    # One draw decides both: its lower part the loss of colour, the rest (rescaled) the turn of the hue.
+    gray = draws[:, 3] < augmentation.grayscale
+    spread = (draws[:, 3] - augmentation.grayscale) / max(1e-9, 1 - augmentation.grayscale)
     turn = (2 * spread.clamp(min=0) - 1) * 2 * math.pi * augmentation.hue
-    chroma = torch.where(gray, 0.0, saturation)
-    zero = torch.zeros_like(turn)
-    rotate = torch.stack(
-        [zero + 1, zero, zero, zero, turn.cos(), -turn.sin(), zero, turn.sin(), turn.cos()], dim=1
-    ).view(-1, 3, 3)
-    rotate[:, 1:] *= chroma[:, None, None]
-    matrix = _YIQ_TO_RGB @ rotate @ _RGB_TO_YIQ
-    mean_luma = _LUMA @ pixels.mean(dim=2).T  # a picture's mean survives hue and saturation changes
-    gain = (brightness * contrast)[:, None, None]
-    offset = (brightness * (1 - contrast) * mean_luma)[:, None, None].expand(-1, 3, 1)
-    recoloured = torch.baddbmm(offset, gain * matrix, pixels)
-    return recoloured.round_().clamp_(0, 255).to(torch.uint8)
+    factors[:, 2] = torch.where(gray, 0.0, factors[:, 2])
+    return torch.cat([factors, turn[:, None]], dim=1)

@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
-from siglightning.data import Augmentation, PictogramArchive, augment, resize
+from siglightning.data import Augmentation, PictogramArchive, augment, recolour, resize
 from siglightning.data.draws import uniform
 
 OFF = Augmentation(0, 0, 0, 0, 0, 0, 0, 0, 0)
@@ -21,7 +21,9 @@ def pictures():
 
 def run(images, augmentation, size=64, epoch=0, first=0):
     index = np.arange(first, first + len(images))
-    return augment(images, size, augmentation, seed=9, epoch=epoch, index=index)
+    placed, colour = augment(images, size, augmentation, seed=9, epoch=epoch, index=index)
+    assert (colour is None) == (not augmentation.varies_colour)
+    return placed if colour is None else recolour(placed, colour)
 
 
 def looked_at(picture, y, x, fill):
@@ -58,7 +60,7 @@ def geometry_reference(picture, numbers, augmentation, size):
 @pytest.mark.parametrize(
     "augmentation",
     [
-        Augmentation(0.5, 0.3, 0, 0, 0, 0, 0, 0, 0),
+        Augmentation(0.5, 0.3, 1e-4, 0, 0, 0, 0, 0, 0),
         Augmentation(0, 0, 40, 0, 0, 0, 0, 0, 0, fill=60),
         Augmentation(0.5, 0.3, 25, 0.5, 0, 0, 0, 0, 0),
     ],
@@ -71,6 +73,26 @@ def test_geometry_equals_a_loop_over_pixels(pictures, augmentation):
         numbers = uniform("picture", 9, 0, np.array([i]), 10)[0]
         expected = geometry_reference(picture.permute(1, 2, 0).double().numpy(), numbers, augmentation, 48)
         assert np.abs(result[i].permute(1, 2, 0).numpy() - expected).max() <= 0.51  # rounding to whole numbers
+
+
+@pytest.mark.parametrize("shape", [(40, 64), (200, 150), (64, 64)])
+def test_without_turns_it_is_a_crop_that_pillow_would_resize_the_same(pictures, shape):
+    augmentation = Augmentation(0.5, 0.3, 0, 0.5, 0, 0, 0, 0, 0)
+    large = [resize([picture], 256)[0][:, : shape[0], : shape[1]] for picture in pictures]
+    result, mirrored = run(large, augmentation, size=48), 0
+    for i, picture in enumerate(large):
+        numbers = uniform("picture", 9, 0, np.array([i]), 10)[0]
+        area, stretch = 1 - 0.5 * numbers[0], 1.3 ** (2 * numbers[1] - 1)
+        h, w = min(1, math.sqrt(area / stretch)), min(1, math.sqrt(area * stretch))
+        top, left = round(numbers[2] * (1 - h) * shape[0]), round(numbers[3] * (1 - w) * shape[1])
+        box = (left, top, left + round(w * shape[1]), top + round(h * shape[0]))
+        cropped = Image.fromarray(picture.permute(1, 2, 0).numpy()).crop(box)
+        expected = np.asarray(cropped.resize((48, 48), Image.Resampling.BICUBIC)).astype(int)
+        expected = expected[:, ::-1] if numbers[5] < 0.5 else expected
+        mirrored += int(numbers[5] < 0.5)
+        # Both round after the first of two passes; two levels is what their fixed-point weights differ by.
+        assert np.abs(result[i].permute(1, 2, 0).numpy() - expected).max() <= 2
+    assert 5 <= mirrored <= 19  # half of 24
 
 
 def colour_reference(pixel, mean_luma, numbers, augmentation):
@@ -99,7 +121,7 @@ def test_colour_equals_a_loop_over_pixels(pictures):
         got = result[i].flatten(1).T.numpy()
         for position in range(0, len(pixels), 97):
             expected = colour_reference(pixels[position], mean_luma, numbers, augmentation)
-            assert np.abs(got[position] - expected).max() <= 0.52
+            assert np.abs(got[position] - expected).max() <= 0.52  # rounding to whole numbers
         grays += int((got.max(axis=1).astype(int) - got.min(axis=1) <= 1).all())
     assert 3 <= grays <= 14  # 30 % of 24, and some pictures have no colour
 

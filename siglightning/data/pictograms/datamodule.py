@@ -6,16 +6,15 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader
 
 from siglightning.batch import InputSpec
-from siglightning.data.base import BaseDataModule, SampleDataset
-from siglightning.data.collate import Sample
+from siglightning.data.base import BaseDataModule
+from siglightning.data.dataset import SampleDataset
 from siglightning.data.pictograms.archive import PictogramArchive
 from siglightning.data.pictograms.captions import CaptionChoice, Captions, EvalCaptions, category_words
 from siglightning.data.pictograms.dataset import PictogramDataset, TrainingPictograms
@@ -33,10 +32,6 @@ class PictogramDataModule(BaseDataModule):
     the test styles. Validation: unseen concepts and clip art in the training styles.
 
     Args:
-        global_batch_size: samples in one optimiser step, over all processes.
-        eval_batch_size: samples at a time in evaluation, on each process.
-        num_workers: loading processes for each training process.
-        seed: of the order, the augmentation and the choice of captions.
         root: a folder that holds another archive in the same format; ``None`` is the embedded one.
         train_styles: styles to train and validate on.
         test_styles: styles to test on.
@@ -48,14 +43,11 @@ class PictogramDataModule(BaseDataModule):
         augmentation: how training pictures vary.
         targets: what `label` is: `caption` and `category` give the category's number, `tags` a multi-hot vector.
         min_tag_count: a tag is a class if at least so many training pictures bear it.
+        others: of :class:`~siglightning.data.base.BaseDataModule`.
     """
 
     def __init__(
         self,
-        global_batch_size: int = 256,
-        eval_batch_size: int = 256,
-        num_workers: int = 0,
-        seed: int = 0,
         root: str | None = None,
         train_styles: Sequence[str] = ("noto", "fluent_color", "fluent_flat", "clipart"),
         test_styles: Sequence[str] = ("twemoji",),
@@ -66,8 +58,9 @@ class PictogramDataModule(BaseDataModule):
         augmentation: Augmentation | None = None,
         targets: Literal["caption", "category", "tags"] = "caption",
         min_tag_count: int = 20,
+        **others: Any,
     ) -> None:
-        super().__init__(global_batch_size, eval_batch_size, num_workers, seed)
+        super().__init__(**others)
         self.root = root
         self.train_styles = list(train_styles)
         self.test_styles = list(test_styles)
@@ -107,12 +100,6 @@ class PictogramDataModule(BaseDataModule):
     def fingerprint(self) -> str:
         """Identity of archive, training rows, captions, augmentation and size, 16 hexadecimal digits."""
         return self._fingerprint
-
-    def train_dataloader(self) -> DataLoader[Sample]:
-        """Decodes the training pictures once, then as the base class does."""
-        assert isinstance(self.train_set, TrainingPictograms)
-        self.train_set.decode()
-        return super().train_dataloader()
 
     def _labels(self, archive: PictogramArchive, parts: Splits) -> Tensor:
         if self.targets == "tags":

@@ -7,8 +7,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from siglightning.data.base import SampleDataset, as_keys
 from siglightning.data.collate import Sample
+from siglightning.data.dataset import SampleDataset, of_one_epoch, with_colours
 from siglightning.data.draws import uniform
 from siglightning.data.matching import match_number
 from siglightning.data.pictograms.archive import PictogramArchive
@@ -52,7 +52,7 @@ class PictogramDataset(SampleDataset):
 
     def __getitems__(self, keys: Sequence[SampleKey | int]) -> list[Sample]:
         """Samples; `match_id` stands for the name, so that pictures of equal names match each other's captions."""
-        indices = [key.sample for key in as_keys(keys)]
+        indices = of_one_epoch(keys)[1].tolist()
         rows = [int(self.rows[index]) for index in indices]
         images = resize([self._archive.read_image(row) for row in rows], self._image_size)
         samples = []
@@ -95,25 +95,23 @@ class TrainingPictograms(PictogramDataset):
         self._seed = seed
         self._pictures: list[Tensor] | None = None
 
-    def decode(self) -> None:
+    def prepare(self) -> None:
         """Decodes all pictures now, before loading processes are forked."""
         if self._pictures is None:
             self._pictures = list(torch.stack([self._archive.read_image(row) for row in self.rows.tolist()]))
 
     def __getitems__(self, keys: Sequence[SampleKey | int]) -> list[Sample]:
         """Samples of one epoch; `match_id` stands for the subject of the drawn caption."""
-        full_keys = as_keys(keys)
-        epochs = {key.epoch for key in full_keys}
-        if len(epochs) > 1:
-            raise ValueError(f"A batch must lie in one epoch, got {sorted(epochs)}.")
-        self.decode()
+        self.prepare()
         assert self._pictures is not None
-        epoch, index = epochs.pop(), np.array([key.sample for key in full_keys], dtype=np.int64)
+        epoch, index = of_one_epoch(keys)
         pictures = [self._pictures[i] for i in index.tolist()]
-        images = augment(pictures, self._image_size, self._augmentation, seed=self._seed, epoch=epoch, index=index)
+        images, colours = augment(
+            pictures, self._image_size, self._augmentation, seed=self._seed, epoch=epoch, index=index
+        )
         numbers = uniform("caption", self._seed, epoch, index, DRAWS_PER_CAPTION)
         samples = []
         for i, image, draws in zip(index.tolist(), images, numbers, strict=True):
             caption, subject = self._captions.draw(int(self.rows[i]), draws)
             samples.append(self._sample(i, image, [caption], match_number(subject)))
-        return samples
+        return with_colours(samples, colours)

@@ -1,7 +1,6 @@
-"""Where samples come from: one file a layout. A source knows files and names, and neither chance nor models."""
+"""The zoo: one file a kind of data, each with a source of samples and the data module that opens it."""
 
-from siglightning.data.sources.base import RawSample, Source
-from siglightning.data.sources.folder import FolderSource
-from siglightning.data.sources.table import Columns, TableSource
+from siglightning.data.sources.folder import FolderDataModule, FolderSource
+from siglightning.data.sources.table import Columns, TableDataModule, TableSource
 
-__all__ = ["Columns", "FolderSource", "RawSample", "Source", "TableSource"]
+__all__ = ["Columns", "FolderDataModule", "FolderSource", "TableDataModule", "TableSource"]

@@ -3,15 +3,18 @@
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 from typing_extensions import override
 
 from siglightning.data.images import BadSampleError
-from siglightning.data.sources.base import RawSample, Source, digest
+from siglightning.data.map_style_module import MapStyleDataModule, Parts
+from siglightning.data.source import RawSample, Source, digest
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".jfif")
+_TRAIN, _VAL, _TEST = ("train", "training"), ("val", "valid", "validation"), ("test", "testing")
 
 
 class FolderSource(Source):
@@ -66,6 +69,30 @@ class FolderSource(Source):
         return digest(str(name).encode() for name in self._names)
 
 
+class FolderDataModule(MapStyleDataModule):
+    """Pictures in one subfolder a class.
+
+    Either ``root/train/CLASS/...`` with ``root/val`` and ``root/test`` beside it where they exist, or
+    ``root/CLASS/...``, of which a share validates.
+
+    Args:
+        root: the folder.
+        others: of :class:`MapStyleDataModule`.
+    """
+
+    def __init__(self, root: str, **others: Any) -> None:
+        super().__init__(**others)
+        self.root = root
+
+    @override
+    def open_parts(self) -> Parts:
+        root = Path(self.root)
+        train, val, test = (_first(root, names) for names in (_TRAIN, _VAL, _TEST))
+        tests = {} if test is None or train is None else {"test": FolderSource(test)}
+        val_source = None if val is None or train is None else FolderSource(val)
+        return Parts(FolderSource(train or root), val_source, tests)
+
+
 def _is_class(entry: "os.DirEntry[str]") -> bool:
     return entry.is_dir() and not entry.name.startswith((".", "__"))
 
@@ -77,3 +104,7 @@ def _pictures(folder: Path, prefix: str) -> Iterator[str]:
             yield from _pictures(Path(entry.path), f"{prefix}/{entry.name}")
         elif entry.name.lower().endswith(SUFFIXES) and not entry.name.startswith("."):
             yield f"{prefix}/{entry.name}"
+
+
+def _first(root: Path, names: tuple[str, ...]) -> Path | None:
+    return next((root / name for name in names if (root / name).is_dir()), None)

@@ -1,10 +1,11 @@
 """A table with one row a sample: CSV, TSV, JSON lines, Parquet or Arrow, with paths of pictures or the pictures."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.csv
@@ -13,7 +14,8 @@ import pyarrow.parquet as pq
 from typing_extensions import override
 
 from siglightning.data.images import BadSampleError
-from siglightning.data.sources.base import RawSample, Source, digest
+from siglightning.data.map_style_module import MapStyleDataModule, Parts
+from siglightning.data.source import RawSample, Source, digest
 
 _SEPARATORS = {".csv": ",", ".tsv": "\t", ".txt": "\t"}
 _LINES = (".jsonl", ".ndjson", ".json")
@@ -29,16 +31,28 @@ class Columns:
         captions: columns with a caption, or a list of captions, each; none for a table of labels.
         label: a class, or a list of classes, as words or numbers; ``None`` for a table of captions.
         key: what names the sample; ``None``: the path of the picture, or the number of the row.
+        language: the language of a row's captions, or of each of its list of captions.
+        weights: how often a column's captions are chosen in training, by its name; columns not named have weight 1.
     """
 
     image: str = "image"
     captions: Sequence[str] = ("caption",)
     label: str | None = None
     key: str | None = None
+    language: str | None = None
+    weights: Mapping[str, float] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        unknown = set(self.weights) - set(self.captions)
+        if unknown or any(not weight >= 0 for weight in self.weights.values()):
+            raise ValueError(
+                f"`columns.weights` must give weights of at least 0 to some of {list(self.captions)}, got "
+                f"{dict(self.weights)}."
+            )
 
     def used(self) -> list[str]:
         """All of them, each once."""
-        named = [self.image, *self.captions, self.label, self.key]
+        named = [self.image, *self.captions, self.label, self.key, self.language]
         return list(dict.fromkeys(name for name in named if name is not None))
 
 
@@ -72,6 +86,8 @@ class TableSource(Source):
             raise ValueError(f"Expected at least one row in {self.path}, found none.")
         self._image_root = self.path.parent if image_root is None else Path(image_root)
         self._label_numbers: dict[Any, int] = {}
+        if self.columns.language is not None:
+            self._count_languages(self._table[self.columns.language])
         if self.columns.label is not None:
             self._name_classes(self._table[self.columns.label], class_names)
 
@@ -90,13 +106,26 @@ class TableSource(Source):
 
     @override
     def read(self, index: int) -> RawSample:
-        captions = [_text(text) for name in self.columns.captions for text in _as_list(self._value(name, index))]
-        captions = [caption.strip() for caption in captions]
-        if self.columns.captions and not any(captions):
+        columns = self.columns
+        found = [
+            (_text(text).strip(), columns.weights.get(name, 1.0))
+            for name in columns.captions
+            for text in _as_list(self._value(name, index))
+        ]
+        spoken = [] if columns.language is None else _as_list(self._value(columns.language, index))
+        tongues = [_text(name) for name in spoken] * (len(found) if len(spoken) == 1 else 1)
+        if tongues and len(tongues) != len(found):
+            raise BadSampleError("languages", f"{len(tongues)} languages for {len(found)} captions")
+        if columns.captions and not any(caption for caption, _ in found):
             raise BadSampleError("empty caption")
-        labels = [] if self.columns.label is None else _as_list(self._value(self.columns.label, index))
+        labels = [] if columns.label is None else _as_list(self._value(columns.label, index))
+        kept = [number for number, (caption, _) in enumerate(found) if caption]
         return RawSample(
-            self._image(index), [text for text in captions if text], [self._label_numbers[_word(x)] for x in labels]
+            self._image(index),
+            [found[number][0] for number in kept],
+            [self._label_numbers[_word(label)] for label in labels],
+            [found[number][1] for number in kept] if columns.weights else (),
+            [tongues[number] for number in kept] if tongues else (),
         )
 
     @property
@@ -133,6 +162,24 @@ class TableSource(Source):
         except OSError as error:
             raise BadSampleError("unreadable", f"{error.strerror}: {path}") from error
 
+    def _count_languages(self, column: pa.ChunkedArray) -> None:
+        listed = pa.types.is_list(column.type) or pa.types.is_large_list(column.type)
+        coded = (pc.list_flatten(column) if listed else column).dictionary_encode().combine_chunks()
+        names = [_text(name) for name in coded.dictionary.to_pylist()]
+        codes = coded.indices.fill_null(-1).to_numpy(zero_copy_only=False)
+        if not listed and (codes < 0).any():
+            raise ValueError(f"Expected a language in every row of {self.path}, column {self.columns.language!r}.")
+        self.languages = dict(zip(names, np.bincount(codes[codes >= 0], minlength=len(names)).tolist(), strict=True))
+        self.row_languages = None if listed else codes.astype(np.int64)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Loading processes that are not forked open the file again: a pickled table would be a copy in each."""
+        return {**self.__dict__, "_table": None}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._table = _read(self.path, self.columns.used())
+
     def _name_classes(self, column: pa.ChunkedArray, names: Sequence[str] | None) -> None:
         is_list = pa.types.is_list(column.type) or pa.types.is_large_list(column.type)
         found = pc.unique(pc.list_flatten(column) if is_list else column).drop_null().to_pylist()
@@ -150,6 +197,44 @@ class TableSource(Source):
                 f"Expected labels in column {self.columns.label!r} of {self.path} to be among the {len(names)} "
                 f"class_names, got {unknown[:5]}."
             )
+
+
+class TableDataModule(MapStyleDataModule):
+    """CSV, TSV, JSON lines, Parquet or Arrow with one row a sample: a picture or its path, captions, labels.
+
+    Args:
+        train: path of the table to train on.
+        val: of the one to validate on; ``None``: a share of ``train``.
+        tests: name -> path.
+        columns: which column holds what.
+        image_root: folder that paths begin at; ``None``: that of each table.
+        class_names: of the labels; ``None``: all words in the training table, sorted.
+        others: of :class:`MapStyleDataModule`.
+    """
+
+    def __init__(
+        self,
+        train: str,
+        val: str | None = None,
+        tests: Mapping[str, str] | None = None,
+        columns: Columns | None = None,
+        image_root: str | None = None,
+        class_names: Sequence[str] | None = None,
+        **others: Any,
+    ) -> None:
+        super().__init__(**others)
+        self.train, self.val, self.tests = train, val, dict(tests or {})
+        self.columns, self.image_root, self.given_class_names = columns or Columns(), image_root, class_names
+
+    @override
+    def open_parts(self) -> Parts:
+        train = self._open(self.train, self.given_class_names)
+        names = self.given_class_names or train.class_names or None
+        val = None if self.val is None else self._open(self.val, names)
+        return Parts(train, val, {name: self._open(path, names) for name, path in self.tests.items()})
+
+    def _open(self, path: str, class_names: Sequence[str] | None) -> TableSource:
+        return TableSource(path, self.columns, self.image_root, class_names)
 
 
 def _read(path: Path, columns: Sequence[str]) -> pa.Table:

@@ -2,8 +2,13 @@
 
 import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -11,14 +16,18 @@ class RawSample:
     """A sample as it lies on disk.
 
     Attributes:
-        image: a picture file's content.
+        image: a picture file's content, or uint8 ``[3, H, W]`` where the source holds pixels.
         captions: what is said of it, perhaps nothing.
         labels: numbers of its classes, perhaps none.
+        weights: how often each caption is chosen in training; empty for all alike.
+        languages: of each caption; empty where the source does not tell.
     """
 
-    image: bytes
+    image: bytes | Tensor
     captions: Sequence[str] = ()
     labels: Sequence[int] = ()
+    weights: Sequence[float] = ()
+    languages: Sequence[str] = ()
 
 
 class Source(ABC):
@@ -30,10 +39,17 @@ class Source(ABC):
     Attributes:
         class_names: of the labels, in the order of their numbers; empty where there are none.
         one_label: whether every sample has exactly one label.
+        languages: language -> captions in it; empty where the source does not tell.
+        row_languages: integers ``[N]``, each sample's position in ``languages``, where all its captions are in one.
+        bounds: int64 ``[files + 1]``, where each file's samples begin and the last one's end; ``None`` where samples
+            can be read in any order at the same cost.
     """
 
     class_names: Sequence[str] = ()
     one_label: bool = False
+    languages: Mapping[str, int] = MappingProxyType({})
+    row_languages: NDArray[np.int64] | None = None
+    bounds: NDArray[np.int64] | None = None
 
     @abstractmethod
     def __len__(self) -> int:
