@@ -29,7 +29,9 @@ class PredictionWriter(Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        """Append one batch."""
+        """Append one batch; nothing where a task keeps its predictions for itself."""
+        if not outputs:
+            return
         columns = {name: _column(value) for name, value in outputs.items() if value is not None}
         rows = len(columns["image_embed"])
         table = pa.table({name: column for name, column in columns.items() if len(column) == rows})

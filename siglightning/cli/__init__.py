@@ -20,6 +20,7 @@ COMMANDS = {
     "validate": "evaluate a trained run on its validation data",
     "test": "evaluate a trained run on its test sets",
     "predict": "write a trained run's predictions",
+    "embed": "store the features of locked towers, to train on them",
 }
 OTHERS = {"bench": "measure the losses on this machine: siglightning bench loss --help"}
 

@@ -24,6 +24,7 @@ from siglightning.cli.hints import nearest
 from siglightning.cli.loggers import redirect_loggers, with_metrics_csv
 from siglightning.cli.parser import SigParser
 from siglightning.cli.session import Session
+from siglightning.cli.trainer import SigTrainer
 from siglightning.runtime.checkpoint import newest_intact, require_same_model
 from siglightning.runtime.environment import describe_environment
 from siglightning.runtime.files import write_text
@@ -61,7 +62,7 @@ class BeganMarker(Callback):
 
 
 class SigCLI(LightningCLI):
-    """The commands fit, validate, test and predict.
+    """The commands fit, validate, test, predict and embed.
 
     Differences from LightningCLI: everything goes into one run directory; a checkpoint's stored hyper-parameters
     never override the configuration or a flag; environment variables are not read.
@@ -76,6 +77,7 @@ class SigCLI(LightningCLI):
             LightningModule,
             LightningDataModule,
             save_config_callback=None,
+            trainer_class=SigTrainer,
             seed_everything_default=0,
             # Our loaders deal out global batches themselves; Lightning's sampler would repeat samples.
             # The tasks' table of groups says what Lightning's summary of modules does, and what is trained how.
@@ -87,6 +89,11 @@ class SigCLI(LightningCLI):
             auto_configure_optimizers=False,
             args=session.arguments,
         )
+
+    @staticmethod
+    @override
+    def subcommands() -> dict[str, set[str]]:
+        return {**LightningCLI.subcommands(), "embed": {"model", "datamodule"}}
 
     @override
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
@@ -189,7 +196,7 @@ class SigCLI(LightningCLI):
             return start.checkpoint
         if config.ckpt_path is not None:
             return Path(config.ckpt_path)
-        if self.subcommand == "fit":
+        if self.subcommand in ("fit", "embed"):
             return None
         if config.resume == "never":
             notice("Evaluating the model as it is built, as --resume never says.")

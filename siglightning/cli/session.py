@@ -18,6 +18,7 @@ from siglightning.runtime.processes import is_first_process, process_rank
 from siglightning.runtime.rundir import Claim, RunDir, claim
 from siglightning.runtime.start import Limits, Start, decide_start, find_start
 
+FEATURES = "features.json"  # what `embed` writes
 # Before training begins these say that the user's configuration or input is at fault; later they are our bugs.
 USER_ERRORS = (
     ValueError,
@@ -56,17 +57,26 @@ class Session:
         """Decide where this command writes, and take that directory.
 
         Args:
-            command: ``fit`` or a name of an evaluation.
+            command: ``fit``, ``embed`` or a name of an evaluation.
             config: the command's configuration; ``run_dir`` is filled in.
 
         Raises:
             ValueError: the directory may not be used; the message says how to go on.
         """
-        config.run_dir = config.run_dir or str(Path("runs") / (first_config_stem(self.arguments) or "run"))
+        parent = Path("embeddings" if command == "embed" else "runs")
+        config.run_dir = config.run_dir or str(parent / (first_config_stem(self.arguments) or "run"))
         run_dir = RunDir(Path(config.run_dir))
         if config.trainer.fast_dev_run:
             return
-        if command != "fit":
+        if command == "embed":
+            has_features = (run_dir.root / FEATURES).is_file()
+            if is_first_process() and not run_dir.is_unused() and not has_features:
+                raise ValueError(
+                    f"Expected a new directory, or one with features, got {run_dir.root}, which holds something else. "
+                    "Choose another --run_dir."
+                )
+            self._take(run_dir)
+        elif command != "fit":
             self._take(run_dir.evaluation(command))
         elif is_first_process():
             # Look before locking, for a clear refusal, and under the lock, for the truth.

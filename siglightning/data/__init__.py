@@ -10,7 +10,14 @@ from siglightning.data.noise import LabelNoise, NoisyDataset
 from siglightning.data.pictograms import CaptionChoice, PictogramArchive, PictogramDataModule
 from siglightning.data.sampler import EvaluationSampler, GlobalBatchSampler, SampleKey
 from siglightning.data.source import RawSample, Source
-from siglightning.data.sources import Columns, FolderDataModule, FolderSource, TableDataModule, TableSource
+from siglightning.data.sources import (
+    Columns,
+    EmbeddingDataModule,
+    FolderDataModule,
+    FolderSource,
+    TableDataModule,
+    TableSource,
+)
 from siglightning.data.transforms import Augmentation, augment, resize
 
 __all__ = [
@@ -20,6 +27,7 @@ __all__ = [
     "CaptionChoice",
     "Collate",
     "Columns",
+    "EmbeddingDataModule",
     "EvaluationSampler",
     "FolderDataModule",
     "FolderSource",

@@ -13,7 +13,13 @@ from siglightning.data.sampler import SampleKey
 
 
 class SampleDataset(Dataset[Sample], ABC):
-    """A data set that is asked for many samples at once, by (sample, epoch)."""
+    """A data set that is asked for many samples at once, by (sample, epoch).
+
+    Attributes:
+        pictures_vary: whether a sample's picture is another one in another epoch.
+    """
+
+    pictures_vary: bool = False
 
     @abstractmethod
     def __len__(self) -> int:

@@ -62,6 +62,7 @@ class MapDataset(SampleDataset):
     ) -> None:
         self.source, self.rows, self.preparation = source, rows, preparation
         self.log = log or BadSampleLog(None, 0.0)
+        self.pictures_vary = preparation.augmentation is not None and preparation.augmentation.varies
         self._words = [name.replace("_", " ").strip() for name in source.class_names]
 
     def __len__(self) -> int:

@@ -66,6 +66,7 @@ class NoisyDataset(SampleDataset):
 
     def __init__(self, dataset: SampleDataset, noise: LabelNoise) -> None:
         self.dataset, self.noise = dataset, noise
+        self.pictures_vary = dataset.pictures_vary
         struck = np.flatnonzero(noise.struck("alignment", np.arange(len(dataset), dtype=np.int64)))
         ring = struck[permutation("noise", noise.seed, 1, len(struck))]
         self._partners = np.arange(len(dataset), dtype=np.int64)

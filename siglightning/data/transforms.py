@@ -50,6 +50,11 @@ class Augmentation:
     fill: int = 255
 
     @property
+    def varies(self) -> bool:
+        """Whether a picture is another one in every epoch."""
+        return self.varies_colour or any((self.crop, self.stretch, self.rotation, self.flip))
+
+    @property
     def varies_colour(self) -> bool:
         """Whether any colour changes."""
         return any((self.brightness, self.contrast, self.saturation, self.hue, self.grayscale))

@@ -63,12 +63,23 @@ class HfTextTower(TextTower):
         if not self.mask_padding:
             pooled = self.trunk(input_ids=text).pooler_output
         else:
+            text = text if torch.is_grad_enabled() else without_padding(text, self.pad_id)
             mask = text != self.pad_id
             hidden = self.trunk(input_ids=text, attention_mask=mask.long()).last_hidden_state
             weight = mask.to(hidden.dtype).unsqueeze(-1)
             pooled = (hidden * weight).sum(1) / weight.sum(1).clamp(min=1)
         features: Tensor = self.projection(pooled)
         return features
+
+
+def without_padding(text: Tensor, pad_id: int) -> Tensor:
+    """Ids ``[B, l]`` without the columns in which every caption of the batch is padding: captions are short.
+
+    For encoders with a mask, whose features do not depend on padding. Asks the device for a number, which training
+    does not wait for; embedding and evaluation may.
+    """
+    used = (text != pad_id).any(0).nonzero()
+    return text[:, : int(used[-1]) + 1] if len(used) else text[:, :1]
 
 
 def hf_image_tower(config: TowerConfig, image_size: int | None) -> HfImageTower:

@@ -12,7 +12,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-SCHEMES = ("open_clip", "hf", "timm", "local")
+SCHEMES = ("open_clip", "hf", "timm", "package", "local")
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)  # of RGB in [0, 1]; torchvision's and timm's constants
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -27,7 +27,9 @@ class TowerConfig:
     Args:
         name: ``open_clip:ViT-B-16-SigLIP`` (also a path to an open_clip JSON config, ``hf-hub:...`` or
             ``local-dir:...`` behind the scheme), ``hf:google/siglip-base-patch16-224`` (also a folder),
-            ``timm:vit_tiny_patch16_224`` (images only), ``local:conv`` or ``local:text_transformer``.
+            ``timm:vit_tiny_patch16_224`` (images only), ``package:efficientnet_lite0`` and
+            ``package:all-minilm-l6-v2`` (pre-trained, from a package registry), ``local:conv`` or
+            ``local:text_transformer``.
         pretrained: load weights (``True``), a tag of open_clip or the path of a weights file, or start at random.
         kwargs: handed to the constructor of the tower.
     """
@@ -132,6 +134,10 @@ def build_image_tower(config: TowerConfig, image_size: int | None = None) -> Ima
             from siglightning.models.timm_towers import timm_image_tower
 
             return timm_image_tower(config, image_size)
+        case "package":
+            from siglightning.models.package_towers import package_image_tower
+
+            return package_image_tower(config, image_size)
         case _:
             from siglightning.models.local_towers import local_image_tower
 
@@ -159,6 +165,10 @@ def build_text_tower(config: TowerConfig, context_length: int | None, vocab_size
             from siglightning.models.hf_towers import hf_text_tower
 
             return hf_text_tower(config, context_length)
+        case "package":
+            from siglightning.models.package_towers import package_text_tower
+
+            return package_text_tower(config, context_length)
         case "timm":
             raise ValueError(
                 f"timm has no text towers, got {config.name!r}; use open_clip:, hf: or local:text_transformer."

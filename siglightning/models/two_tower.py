@@ -1,13 +1,14 @@
 """The two-tower model: pictures and captions to unit vectors in one space, with t' and b."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Literal, Self
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from siglightning.models.feature_keys import image_key, text_key
 from siglightning.models.slices import SliceSeeds, check_divides, encode_in_slices
 from siglightning.models.tokenizers import Tokenizer
 from siglightning.models.towers import (
@@ -119,17 +120,38 @@ class TwoTower(nn.Module):
         """Embed captions, int64 ``[T, context_length]``, as unit rows ``[T, embed_dim]``; see :meth:`encode_image`."""
         return self._encode(self._encode_text_slice, text, self.text_tower, "text")
 
+    def image_features(self, image: Tensor) -> Tensor:
+        """Features ``[B, width]`` of the image tower, before projection; pictures as in :meth:`encode_image`."""
+        return self._tower_features(self.image_tower, self.normalise(image))
+
+    def text_features(self, text: Tensor) -> Tensor:
+        """Features ``[T, width]`` of the text tower, before projection, of int64 ids ``[T, context_length]``."""
+        return self._tower_features(self.text_tower, text)
+
+    def project_image(self, features: Tensor) -> Tensor:
+        """Unit embeddings ``[B, embed_dim]`` of what :meth:`image_features` gave, now or before."""
+        return unit_rows(self.image_projection(features))
+
+    def project_text(self, features: Tensor) -> Tensor:
+        """Unit embeddings ``[T, embed_dim]`` of what :meth:`text_features` gave, now or before."""
+        return unit_rows(self.text_projection(features))
+
+    def feature_keys(self) -> dict[str, str]:
+        """Identity of the features of each frozen tower, ``image`` and ``text``; towers in training have none."""
+        keys: dict[str, str] = {}
+        if self._is_frozen(self.image_tower):
+            keys["image"] = image_key(self.image_tower)
+        if self._is_frozen(self.text_tower):
+            keys["text"] = text_key(self.text_tower, self.tokenizer)
+        return keys
+
     def normalise(self, image: Tensor) -> Tensor:
         """Pictures as the image tower wants them: uint8 scaled to [0, 1] and standardised; others only cast."""
         dtype = next((p.dtype for p in self.image_tower.parameters() if p.is_floating_point()), torch.float32)
         if image.dtype != torch.uint8:
             return image.to(dtype)
-        precise = torch.promote_types(dtype, torch.float32)
-        mean, std = (
-            torch.tensor(constants, dtype=precise, device=image.device).view(-1, 1, 1)
-            for constants in (self.image_tower.mean, self.image_tower.std)
-        )
-        return image.to(precise).div_(255).sub_(mean).div_(std).to(dtype)
+        tower = self.image_tower
+        return standardise(image, tower.mean, tower.std, torch.promote_types(dtype, torch.float32)).to(dtype)
 
     def num_slices(self, batch_size: int) -> int:
         """Slices that a training batch of one process is cut into.
@@ -181,11 +203,10 @@ class TwoTower(nn.Module):
         return encode_in_slices(encode, batch, self.micro_batch_size, seeds, name, recompute)
 
     def _encode_image_slice(self, image: Tensor) -> Tensor:
-        features = self._tower_features(self.image_tower, self.normalise(image))
-        return unit_rows(self.image_projection(features))
+        return self.project_image(self.image_features(image))
 
     def _encode_text_slice(self, text: Tensor) -> Tensor:
-        return unit_rows(self.text_projection(self._tower_features(self.text_tower, text)))
+        return self.project_text(self.text_features(text))
 
     def _tower_features(self, tower: nn.Module, inputs: Tensor) -> Tensor:
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self._is_frozen(tower)):
@@ -228,6 +249,14 @@ def unit_rows(features: Tensor) -> Tensor:
     precise = torch.promote_types(features.dtype, torch.float32)
     with torch.autocast(features.device.type, enabled=False):
         return functional.normalize(features.to(precise), dim=-1).to(features.dtype)
+
+
+def standardise(
+    image: Tensor, mean: Sequence[float], std: Sequence[float], dtype: torch.dtype = torch.float32
+) -> Tensor:
+    """uint8 pictures ``[B, 3, H, W]`` as floating point: scaled to [0, 1], less ``mean``, over ``std``, by channel."""
+    centre, spread = (torch.tensor(value, dtype=dtype, device=image.device).view(-1, 1, 1) for value in (mean, std))
+    return image.to(dtype).mul_(1 / (255 * spread)).sub_(centre / spread)
 
 
 def _linear(width: int, dim: int) -> nn.Linear:

@@ -24,6 +24,11 @@ from siglightning.optim import (
 from siglightning.runtime.exits import NotFiniteError
 from siglightning.runtime.seeding import step_seed
 
+_REMEDIES = {
+    "text": "Name the column of the captions, or take data with captions or with classes.",
+    "label": "Take data with classes, or name the column of the labels.",
+}
+
 
 def adamw(params: Any) -> Optimizer:
     """AdamW at 1e-3 with beta2 = .95, which the SigLIP paper (section 4.7) found to keep training stable."""
@@ -61,6 +66,21 @@ class BaseTask(LightningModule):
     def setup(self, stage: str) -> None:
         """Apply the rules that freeze, before any strategy wraps the module."""
         freeze(self, self.rules)
+
+    def require_in_batch(self, *names: str) -> None:
+        """Refuse data that lack what this task reads; called in :meth:`setup`, after the data module's own.
+
+        Raises:
+            ValueError: the data module tells its ``contents``, and a name is not among them.
+        """
+        data = getattr(self.trainer, "datamodule", None)
+        contents: frozenset[str] | None = getattr(data, "contents", None)
+        missing = [name for name in names if contents is not None and name not in contents]
+        if missing and contents is not None:
+            raise ValueError(
+                f"{type(self).__name__} needs {' and '.join(missing)} in every batch, but {type(data).__name__} gives "
+                f"only {', '.join(sorted(contents))}. {_REMEDIES.get(missing[0], '')}".rstrip()
+            )
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """Build groups, optimizer and schedule; the table of groups is shown once."""

@@ -27,7 +27,7 @@ from siglightning.losses import sigmoid_loss, softmax_loss
 from siglightning.models import TwoTower, has_trainable_batchnorm
 from siglightning.optim import GroupRule, Schedule
 from siglightning.tasks.base import BaseTask, adamw
-from siglightning.tasks.embeddings import EmbeddedSet
+from siglightning.tasks.embeddings import EmbeddedSet, embed_images, embed_texts
 
 
 class ContrastiveTask(BaseTask):
@@ -82,7 +82,7 @@ class ContrastiveTask(BaseTask):
             )
         self.network, self.loss_name, self.match = network, loss, match
         self.chunk_size, self.comm, self.allow_accumulation = chunk_size, comm, allow_accumulation
-        self.input_spec = InputSpec(network.image_size, network.tokenizer)
+        self.input_spec = InputSpec(network.image_size, network.tokenizer, network.feature_keys)
         self.evaluations: dict[str, Evaluation] = {}
         self._sets: dict[int, EmbeddedSet] = {}
 
@@ -103,9 +103,12 @@ class ContrastiveTask(BaseTask):
         """Check what would silently be another objective, and match b to the batch where asked to.
 
         Raises:
-            ValueError: accumulation without ``allow_accumulation``, or processes that could not be exact.
+            ValueError: accumulation without ``allow_accumulation``, processes that could not be exact, or data without
+                captions.
         """
         super().setup(stage)
+        if stage != "predict":
+            self.require_in_batch("text")
         if stage != "fit":
             return
         self._check_objective()
@@ -142,10 +145,10 @@ class ContrastiveTask(BaseTask):
         forget(group_of(self.trainer.strategy))
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """Loss of one batch with keys ``image``, ``text`` and perhaps ``match_id``."""
-        slices = self.network.num_slices(len(batch["image"]))
+        """Loss of one batch with keys ``image`` (or ``image_embed``), ``text`` and perhaps ``match_id``."""
+        slices = self.network.num_slices(len(batch["text"]))
         self.network.seed_slices(self.seed, self.global_step, self.global_rank * slices)
-        image_embeds, text_embeds = self.network(batch["image"], batch["text"])
+        image_embeds, text_embeds = embed_images(self.network, batch), embed_texts(self.network, batch)
         match_ids, group = batch.get("match_id"), group_of(self.trainer.strategy)
         if group is not None:
             set_step(group, self.global_step)
@@ -190,8 +193,8 @@ class ContrastiveTask(BaseTask):
 
     def predict_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> dict[str, Any]:
         """Embeddings of one batch: ``id``, ``image_embed [B, d]`` and, where there are captions, ``text_embed``."""
-        out: dict[str, Any] = {"id": batch.get("id"), "image_embed": self.network.encode_image(batch["image"])}
-        return out | ({"text_embed": self.network.encode_text(batch["text"])} if "text" in batch else {})
+        out: dict[str, Any] = {"id": batch.get("id"), "image_embed": embed_images(self.network, batch)}
+        return out | ({"text_embed": embed_texts(self.network, batch)} if "text" in batch else {})
 
     @property
     def global_batch_size(self) -> int:
@@ -238,7 +241,7 @@ class ContrastiveTask(BaseTask):
         return values if network.bias is None else values | {"logit_bias": network.bias.detach().squeeze()}
 
     def _embed(self, batch: Batch, dataloader_idx: int) -> None:
-        image_embeds, text_embeds = self.network(batch["image"], batch["text"])
+        image_embeds, text_embeds = embed_images(self.network, batch), embed_texts(self.network, batch)
         self._sets.setdefault(dataloader_idx, EmbeddedSet()).add(batch, image_embeds, text_embeds)
 
     def _whole_sets(self, batches: Sequence[int | float]) -> dict[int, EmbeddedSet]:

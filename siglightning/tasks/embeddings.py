@@ -1,4 +1,4 @@
-"""Collects the embeddings of an evaluation set, batch by batch."""
+"""Embeddings of batches, and of whole evaluation sets, batch by batch."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
@@ -9,6 +9,21 @@ from torch import Tensor
 
 from siglightning.batch import Batch
 from siglightning.evaluation import ExampleImages
+from siglightning.models import TwoTower
+
+
+def embed_images(network: TwoTower, batch: Batch) -> Tensor:
+    """Unit embeddings ``[B, d]`` of a batch's pictures, or of their stored features."""
+    if "image_embed" in batch:
+        return network.project_image(batch["image_embed"])
+    return network.encode_image(batch["image"])
+
+
+def embed_texts(network: TwoTower, batch: Batch) -> Tensor:
+    """Unit embeddings ``[T, d]`` of a batch's captions, or of their stored features."""
+    if "text_embed" in batch:
+        return network.project_text(batch["text_embed"])
+    return network.encode_text(batch["text"])
 
 
 @dataclass

@@ -92,6 +92,7 @@ class TrainingPictograms(PictogramDataset):
     ) -> None:
         super().__init__(archive, rows, captions, labels, image_size)
         self._augmentation = augmentation
+        self.pictures_vary = augmentation.varies
         self._seed = seed
         self._pictures: list[Tensor] | None = None
 
