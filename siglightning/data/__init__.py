@@ -13,6 +13,7 @@ from siglightning.data.source import RawSample, Source
 from siglightning.data.sources import (
     Columns,
     EmbeddingDataModule,
+    FilesSource,
     FolderDataModule,
     FolderSource,
     TableDataModule,
@@ -29,6 +30,7 @@ __all__ = [
     "Columns",
     "EmbeddingDataModule",
     "EvaluationSampler",
+    "FilesSource",
     "FolderDataModule",
     "FolderSource",
     "GlobalBatchSampler",

@@ -12,7 +12,7 @@ from PIL import Image
 
 from siglightning.data.images import BadSampleError, decode
 from siglightning.data.pictograms import PictogramArchive
-from siglightning.data.sources import Columns, FolderSource, TableSource
+from siglightning.data.sources import Columns, FilesSource, FolderSource, TableSource
 
 ROWS = range(0, 1200, 60)  # of the embedded pictures: twenty real ones
 
@@ -63,6 +63,25 @@ def test_a_folders_fingerprint_is_that_of_its_names(folder, tmp_path):
     assert FolderSource(tmp_path / "moved").fingerprint == before
     (folder / "animal" / "new.png").write_bytes(b"x")
     assert FolderSource(folder).fingerprint != before
+
+
+def test_files_with_labels_are_their_names_labels_and_classes(folder):
+    names, labels = ["food/deep/01.png", "animal/06.png", "food/07.png"], np.array([[1, -1], [0, 2], [2, 1]])
+    source = FilesSource(folder, names, labels, ["a", "b", "c"])
+    assert [(source.key(i), source.read(i).labels) for i in range(3)] == [
+        *((names[0], [1]), (names[1], [0, 2]), (names[2], [2, 1])),
+    ]
+    some = source.take(np.array([2, 0])).relabelled(np.array([9, 8, 7]), list("0123456789"))
+    assert [(some.key(i), some.read(i).labels) for i in range(2)] == [(names[2], [7, 8]), (names[0], [8])]
+    assert (some.class_names[7], source.class_names, len(source), source.one_label) == ("7", ["a", "b", "c"], 3, False)
+    others = [
+        FilesSource(folder, names[::-1], labels, ["a", "b", "c"]),
+        FilesSource(folder, names, labels[::-1], ["a", "b", "c"]),
+        FilesSource(folder, names, labels, ["a", "b", "d"]),
+        source.take(np.array([0, 1])),
+    ]
+    assert len({source.fingerprint, *(other.fingerprint for other in others)}) == 5
+    assert source.take(np.arange(3)).fingerprint == source.fingerprint
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,16 @@
 """The zoo: one file a kind of data, each with a source of samples and the data module that opens it."""
 
 from siglightning.data.sources.embeddings import EmbeddingDataModule
+from siglightning.data.sources.files import FilesSource
 from siglightning.data.sources.folder import FolderDataModule, FolderSource
 from siglightning.data.sources.table import Columns, TableDataModule, TableSource
 
-__all__ = ["Columns", "EmbeddingDataModule", "FolderDataModule", "FolderSource", "TableDataModule", "TableSource"]
+__all__ = [
+    "Columns",
+    "EmbeddingDataModule",
+    "FilesSource",
+    "FolderDataModule",
+    "FolderSource",
+    "TableDataModule",
+    "TableSource",
+]
