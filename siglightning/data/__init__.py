@@ -18,6 +18,7 @@ from siglightning.data.sources import (
     FolderSource,
     TableDataModule,
     TableSource,
+    TorchvisionDataModule,
 )
 from siglightning.data.transforms import Augmentation, augment, resize
 
@@ -47,6 +48,7 @@ __all__ = [
     "Source",
     "TableDataModule",
     "TableSource",
+    "TorchvisionDataModule",
     "augment",
     "recolour",
     "resize",

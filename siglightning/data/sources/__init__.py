@@ -4,8 +4,10 @@ from siglightning.data.sources.embeddings import EmbeddingDataModule
 from siglightning.data.sources.files import FilesSource
 from siglightning.data.sources.folder import FolderDataModule, FolderSource
 from siglightning.data.sources.table import Columns, TableDataModule, TableSource
+from siglightning.data.sources.torchvision_sets import ArraySource, TorchvisionDataModule
 
 __all__ = [
+    "ArraySource",
     "Columns",
     "EmbeddingDataModule",
     "FilesSource",
@@ -13,4 +15,5 @@ __all__ = [
     "FolderSource",
     "TableDataModule",
     "TableSource",
+    "TorchvisionDataModule",
 ]
