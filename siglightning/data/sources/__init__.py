@@ -3,16 +3,19 @@
 from siglightning.data.sources.embeddings import EmbeddingDataModule
 from siglightning.data.sources.files import FilesSource
 from siglightning.data.sources.folder import FolderDataModule, FolderSource
+from siglightning.data.sources.human_action import HUMAN_ACTIONS, HumanActionDataModule
 from siglightning.data.sources.table import Columns, TableDataModule, TableSource
 from siglightning.data.sources.torchvision_sets import ArraySource, TorchvisionDataModule
 
 __all__ = [
+    "HUMAN_ACTIONS",
     "ArraySource",
     "Columns",
     "EmbeddingDataModule",
     "FilesSource",
     "FolderDataModule",
     "FolderSource",
+    "HumanActionDataModule",
     "TableDataModule",
     "TableSource",
     "TorchvisionDataModule",
