@@ -4,11 +4,19 @@ from siglightning.data.sources.embeddings import EmbeddingDataModule
 from siglightning.data.sources.files import FilesSource
 from siglightning.data.sources.folder import FolderDataModule, FolderSource
 from siglightning.data.sources.human_action import HUMAN_ACTIONS, HumanActionDataModule
+from siglightning.data.sources.million_aid import (
+    MILLION_AID_LABELS,
+    MILLION_AID_SCENES,
+    MillionAidDataModule,
+    MillionAidSource,
+)
 from siglightning.data.sources.table import Columns, TableDataModule, TableSource
 from siglightning.data.sources.torchvision_sets import ArraySource, TorchvisionDataModule
 
 __all__ = [
     "HUMAN_ACTIONS",
+    "MILLION_AID_LABELS",
+    "MILLION_AID_SCENES",
     "ArraySource",
     "Columns",
     "EmbeddingDataModule",
@@ -16,6 +24,8 @@ __all__ = [
     "FolderDataModule",
     "FolderSource",
     "HumanActionDataModule",
+    "MillionAidDataModule",
+    "MillionAidSource",
     "TableDataModule",
     "TableSource",
     "TorchvisionDataModule",
