@@ -141,8 +141,9 @@ def test_tables_of_every_kind(pictures, samples, kind):
         np.testing.assert_array_equal(decode(raw.image).permute(1, 2, 0), pixels)
 
 
-def test_pictures_within_the_table(pictures, samples):
+def test_pictures_within_the_table(pictures, samples, monkeypatch):
     """Bytes, and the struct that Hugging Face writes."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(pictures / "cache"))
     contents = [(pictures / "pictures" / name).read_bytes() for name, *_ in samples]
     plain = write("parquet", pictures / "plain.parquet", [{"image": c, "caption": "x"} for c in contents])
     rows = [{"image": {"bytes": c, "path": f"{i}.png"}, "caption": "x"} for i, c in enumerate(contents)]

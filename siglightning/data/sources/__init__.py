@@ -1,5 +1,6 @@
 """The zoo: one file a kind of data, each with a source of samples and the data module that opens it."""
 
+from siglightning.data.rows import Columns
 from siglightning.data.sources.embeddings import EmbeddingDataModule
 from siglightning.data.sources.files import FilesSource
 from siglightning.data.sources.folder import FolderDataModule, FolderSource
