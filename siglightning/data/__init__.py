@@ -11,6 +11,8 @@ from siglightning.data.pictograms import CaptionChoice, PictogramArchive, Pictog
 from siglightning.data.sampler import EvaluationSampler, GlobalBatchSampler, SampleKey
 from siglightning.data.source import RawSample, Source
 from siglightning.data.sources import (
+    CocoCaptionsDataModule,
+    CocoSource,
     Columns,
     EmbeddingDataModule,
     FilesSource,
@@ -30,6 +32,8 @@ __all__ = [
     "BadSampleError",
     "BaseDataModule",
     "CaptionChoice",
+    "CocoCaptionsDataModule",
+    "CocoSource",
     "Collate",
     "Columns",
     "EmbeddingDataModule",

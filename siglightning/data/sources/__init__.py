@@ -1,6 +1,7 @@
 """The zoo: one file a kind of data, each with a source of samples and the data module that opens it."""
 
 from siglightning.data.rows import Columns
+from siglightning.data.sources.coco import CocoCaptionsDataModule, CocoSource
 from siglightning.data.sources.embeddings import EmbeddingDataModule
 from siglightning.data.sources.files import FilesSource
 from siglightning.data.sources.folder import FolderDataModule, FolderSource
@@ -19,6 +20,8 @@ __all__ = [
     "MILLION_AID_LABELS",
     "MILLION_AID_SCENES",
     "ArraySource",
+    "CocoCaptionsDataModule",
+    "CocoSource",
     "Columns",
     "EmbeddingDataModule",
     "FilesSource",
