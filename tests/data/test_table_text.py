@@ -34,19 +34,21 @@ SCRIPTS = {
 }
 
 
-@pytest.fixture(scope="module")
-def bytes_file(tmp_path_factory):
-    """A vocabulary of the 256 bytes, which changes nothing by itself: what arrives is what was cleaned before."""
+def byte_vocabulary(folder):
+    """A tokenizer file for the 256 bytes, which changes nothing by itself: what arrives is what was cleaned before."""
     fast = FastTokenizer(models.BPE())
     fast.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     fast.decoder = decoders.ByteLevel()
     alphabet = pre_tokenizers.ByteLevel.alphabet()
-    fast.train_from_iterator(
-        [], trainers.BpeTrainer(vocab_size=257, special_tokens=["<pad>"], initial_alphabet=alphabet)
-    )
-    path = tmp_path_factory.mktemp("bytes") / "tokenizer.json"
-    fast.save(str(path))
-    return str(path)
+    trainer = trainers.BpeTrainer(vocab_size=257, special_tokens=["<pad>"], initial_alphabet=alphabet)
+    fast.train_from_iterator([], trainer)
+    fast.save(str(folder / "tokenizer.json"))
+    return str(folder / "tokenizer.json")
+
+
+@pytest.fixture(scope="module")
+def bytes_file(tmp_path_factory):
+    return byte_vocabulary(tmp_path_factory.mktemp("bytes"))
 
 
 @pytest.fixture

@@ -2,6 +2,7 @@
 
 from siglightning.data.rows import Columns
 from siglightning.data.sources.coco import CocoCaptionsDataModule, CocoSource
+from siglightning.data.sources.crossmodal3600 import Crossmodal3600DataModule, Crossmodal3600Source
 from siglightning.data.sources.embeddings import EmbeddingDataModule
 from siglightning.data.sources.files import FilesSource
 from siglightning.data.sources.folder import FolderDataModule, FolderSource
@@ -23,6 +24,8 @@ __all__ = [
     "CocoCaptionsDataModule",
     "CocoSource",
     "Columns",
+    "Crossmodal3600DataModule",
+    "Crossmodal3600Source",
     "EmbeddingDataModule",
     "FilesSource",
     "FolderDataModule",
