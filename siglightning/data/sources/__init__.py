@@ -6,6 +6,7 @@ from siglightning.data.sources.crossmodal3600 import Crossmodal3600DataModule, C
 from siglightning.data.sources.embeddings import EmbeddingDataModule
 from siglightning.data.sources.files import FilesSource
 from siglightning.data.sources.folder import FolderDataModule, FolderSource
+from siglightning.data.sources.hugging_face import HuggingFaceDataModule, HuggingFaceSource
 from siglightning.data.sources.human_action import HUMAN_ACTIONS, HumanActionDataModule
 from siglightning.data.sources.million_aid import (
     MILLION_AID_LABELS,
@@ -30,6 +31,8 @@ __all__ = [
     "FilesSource",
     "FolderDataModule",
     "FolderSource",
+    "HuggingFaceDataModule",
+    "HuggingFaceSource",
     "HumanActionDataModule",
     "MillionAidDataModule",
     "MillionAidSource",
