@@ -14,6 +14,7 @@ from siglightning.data.sources.million_aid import (
     MillionAidDataModule,
     MillionAidSource,
 )
+from siglightning.data.sources.synthetic import SyntheticDataModule, SyntheticSource
 from siglightning.data.sources.table import Columns, TableDataModule, TableSource
 from siglightning.data.sources.torchvision_sets import ArraySource, TorchvisionDataModule
 
@@ -36,6 +37,8 @@ __all__ = [
     "HumanActionDataModule",
     "MillionAidDataModule",
     "MillionAidSource",
+    "SyntheticDataModule",
+    "SyntheticSource",
     "TableDataModule",
     "TableSource",
     "TorchvisionDataModule",
