@@ -27,6 +27,7 @@ class BadSampleLog:
             raise ValueError(f"`max_bad_fraction` must lie between 0 and 1, got {max_fraction}.")
         self.path, self.max_fraction = path, max_fraction
         self.reasons: Counter[str] = Counter()
+        self._places: Counter[str] = Counter()
         self.seen = 0
         self._written: set[str] = set()
 
@@ -38,10 +39,12 @@ class BadSampleLog:
         """Count one that could not, and write it down the first time.
 
         Raises:
-            ValueError: there are too many; the message names the reasons and some of the files.
+            ValueError: there are too many; the message names the reasons, some of the samples, and the folders or
+                tars that hold most of them: what stands before the last ``/`` of their keys.
         """
         self.seen += 1
         self.reasons[error.reason] += 1
+        self._places[key.rpartition("/")[0]] += 1
         if key not in self._written:
             self._written.add(key)
             self._write({"key": key, "reason": error.reason, "detail": str(error)})
@@ -52,7 +55,9 @@ class BadSampleLog:
         if bad <= self.max_fraction * max(self.seen, _ENOUGH):
             return
         reasons = ", ".join(f"{count} {reason}" for reason, count in self.reasons.most_common())
-        where = f" All of them: {self.path}." if self.path is not None else ""
+        worst = [f"{place} ({count})" for place, count in self._places.most_common(5) if place]
+        where = f" Most of them lie in {', '.join(worst)}." if worst else ""
+        where += f" All of them: {self.path}." if self.path is not None else ""
         raise ValueError(
             f"Expected at most {self.max_fraction:.1%} bad samples, got {bad} of {self.seen} ({reasons}), among them "
             f"{', '.join(sorted(self._written)[:5])}.{where} Repair or remove them, or raise "

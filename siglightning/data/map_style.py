@@ -1,5 +1,6 @@
 """Samples of a source, ready for a batch: decoded, augmented with one caption drawn, or resized with all of them."""
 
+from abc import abstractmethod
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -8,6 +9,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from typing_extensions import override
 
 from siglightning.data.bad_samples import BadSampleLog
 from siglightning.data.collate import Sample
@@ -16,11 +18,11 @@ from siglightning.data.draws import uniform
 from siglightning.data.images import BadSampleError, ImageLimits, decode
 from siglightning.data.matching import match_number
 from siglightning.data.sampler import SampleKey
-from siglightning.data.source import RawSample, Source
+from siglightning.data.source import RawSample, Samples, Source
 from siglightning.data.transforms import Augmentation, augment, resize
 
 _MAX_CHARACTERS = 10_000  # of a caption; no context is as long, and tokenizers slow down with length
-_MAX_SUBSTITUTES = 100
+MAX_SUBSTITUTES = 100  # one after the other, before nothing seems to be of use
 
 
 @dataclass(frozen=True)
@@ -44,60 +46,48 @@ class Preparation:
     language_shares: Mapping[str, float] = field(default_factory=dict)
 
 
-class MapDataset(SampleDataset):
-    """Some rows of a source.
+class PreparedDataset(SampleDataset):
+    """Samples made ready for a batch, wherever they are loaded from.
 
-    A sample that cannot be used is replaced by the next one that can, so that batches keep their size; which one that
-    is depends on the data alone.
+    A sample that cannot be used is replaced by the next one that can, so that batches keep their size.
 
     Args:
-        source: where samples come from.
-        rows: int64, positions in the source.
+        samples: what is known of them.
         preparation: what is done to them.
         log: takes down what cannot be used.
     """
 
-    def __init__(
-        self, source: Source, rows: NDArray[np.int64], preparation: Preparation, log: BadSampleLog | None = None
-    ) -> None:
-        self.source, self.rows, self.preparation = source, rows, preparation
+    def __init__(self, samples: Samples, preparation: Preparation, log: BadSampleLog | None = None) -> None:
+        self.preparation = preparation
         self.log = log or BadSampleLog(None, 0.0)
         self.pictures_vary = preparation.augmentation is not None and preparation.augmentation.varies
-        self._words = [name.replace("_", " ").strip() for name in source.class_names]
+        self._has_classes, self._one_label = bool(samples.class_names), samples.one_label
+        self._words = [name.replace("_", " ").strip() for name in samples.class_names]
 
-    def __len__(self) -> int:
-        return len(self.rows)
+    @abstractmethod
+    def load(self, sample: int, epoch: int) -> tuple[str, RawSample, Tensor]:
+        """Key, content and pixels of a sample, or of the one that takes its place."""
 
+    @override
     def __getitems__(self, keys: Sequence[SampleKey | int]) -> list[Sample]:
         """Samples of one epoch. ``match_id`` stands for the caption's subject, in evaluation for all captions."""
         epoch, index = of_one_epoch(keys)
-        loaded = [self._load(sample) for sample in index.tolist()]
+        loaded = [self.load(sample, epoch) for sample in index.tolist()]
         images, colours = self._images([image for _, _, image in loaded], epoch, index)
         draws = uniform("caption", self.preparation.seed, epoch, index, 2)
         samples = [
-            self._sample(row, raw, image, numbers)
-            for (row, raw, _), image, numbers in zip(loaded, images, draws, strict=True)
+            self._sample(key, raw, image, numbers)
+            for (key, raw, _), image, numbers in zip(loaded, images, draws, strict=True)
         ]
         return with_colours(samples, colours)
 
-    def _load(self, sample: int) -> tuple[int, RawSample, Tensor]:
-        """Row, content and pixels of a sample, or of the next one that has any."""
-        for step in range(min(_MAX_SUBSTITUTES, len(self.rows))):
-            row = int(self.rows[(sample + step) % len(self.rows)])
-            try:
-                raw = self.source.read(row)
-                image = raw.image if isinstance(raw.image, Tensor) else decode(raw.image, self.preparation.limits)
-            except BadSampleError as error:
-                self.log.bad(self.source.key(row), error)
-            except Exception as error:
-                raise RuntimeError(f"Sample {row} of the data ({self.source.key(row)}) failed: {error!r}") from error
-            else:
-                self.log.good()
-                return row, raw, image
-        raise ValueError(
-            f"None of the {_MAX_SUBSTITUTES} samples from {self.source.key(int(self.rows[sample]))} on can be used: "
-            f"{dict(self.log.reasons)}."
-        )
+    def pixels(self, raw: RawSample) -> Tensor:
+        """The picture, uint8 ``[3, H, W]``.
+
+        Raises:
+            BadSampleError: it is none.
+        """
+        return raw.image if isinstance(raw.image, Tensor) else decode(raw.image, self.preparation.limits)
 
     def _images(self, images: Sequence[Tensor], epoch: int, index: NDArray[np.int64]) -> tuple[Tensor, Tensor | None]:
         want = self.preparation
@@ -105,14 +95,14 @@ class MapDataset(SampleDataset):
             return resize(images, want.image_size), None
         return augment(images, want.image_size, want.augmentation, seed=want.seed, epoch=epoch, index=index)
 
-    def _sample(self, row: int, raw: RawSample, image: Tensor, numbers: NDArray[np.float64]) -> Sample:
-        sample = Sample(image=image, id=self.source.key(row))
+    def _sample(self, key: str, raw: RawSample, image: Tensor, numbers: NDArray[np.float64]) -> Sample:
+        sample = Sample(image=image, id=key)
         captions, subjects = self._captions(raw, numbers)
         if captions:
             sample["captions"] = [caption[:_MAX_CHARACTERS] for caption in captions]
             sample["match_id"] = match_number("\0".join(subjects))
-        if self.source.class_names:
-            sample["label"] = raw.labels[0] if self.source.one_label else self._multi_hot(raw)
+        if self._has_classes:
+            sample["label"] = raw.labels[0] if self._one_label else self._multi_hot(raw)
         return sample
 
     def _captions(self, raw: RawSample, numbers: NDArray[np.float64]) -> tuple[list[str], list[str]]:
@@ -137,6 +127,48 @@ class MapDataset(SampleDataset):
         return min(int(np.searchsorted(thresholds, number * thresholds[-1], side="right")), count - 1)
 
     def _multi_hot(self, raw: RawSample) -> Tensor:
-        label = torch.zeros(len(self.source.class_names))
+        label = torch.zeros(len(self._words))
         label[list(raw.labels)] = 1.0
         return label
+
+
+class MapDataset(PreparedDataset):
+    """Some rows of a source.
+
+    What takes the place of a sample that cannot be used depends on the data alone: the next row.
+
+    Args:
+        source: where samples come from.
+        rows: int64, positions in the source.
+        preparation: what is done to them.
+        log: takes down what cannot be used.
+    """
+
+    def __init__(
+        self, source: Source, rows: NDArray[np.int64], preparation: Preparation, log: BadSampleLog | None = None
+    ) -> None:
+        super().__init__(source, preparation, log)
+        self.source, self.rows = source, rows
+
+    @override
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    @override
+    def load(self, sample: int, epoch: int) -> tuple[str, RawSample, Tensor]:
+        for step in range(min(MAX_SUBSTITUTES, len(self.rows))):
+            row = int(self.rows[(sample + step) % len(self.rows)])
+            try:
+                raw = self.source.read(row)
+                image = self.pixels(raw)
+            except BadSampleError as error:
+                self.log.bad(self.source.key(row), error)
+            except Exception as error:
+                raise RuntimeError(f"Sample {row} of the data ({self.source.key(row)}) failed: {error!r}") from error
+            else:
+                self.log.good()
+                return self.source.key(row), raw, image
+        raise ValueError(
+            f"None of the {MAX_SUBSTITUTES} samples from {self.source.key(int(self.rows[sample]))} on can be used: "
+            f"{dict(self.log.reasons)}."
+        )

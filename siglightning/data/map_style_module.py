@@ -16,9 +16,10 @@ from siglightning.data.bad_samples import LOG_NAME, BadSampleLog
 from siglightning.data.base import BaseDataModule
 from siglightning.data.draws import permutation
 from siglightning.data.images import ImageLimits
-from siglightning.data.map_style import MapDataset, Preparation
-from siglightning.data.orders import Order, balanced, in_blocks, shares
-from siglightning.data.source import Source, digest
+from siglightning.data.map_style import MapDataset, Preparation, PreparedDataset
+from siglightning.data.orders import Order, as_they_are, balanced, in_blocks, shares
+from siglightning.data.source import Samples, SampleStream, Source, digest
+from siglightning.data.streamed import StreamDataset
 from siglightning.data.transforms import Augmentation
 
 
@@ -27,12 +28,12 @@ class Parts:
     """The sources of a data module.
 
     Attributes:
-        train: to train on, and to validate on where ``val`` is missing.
+        train: to train on, and to validate on where ``val`` is missing. A stream cannot be shared out.
         val: to validate on.
         tests: name -> source.
     """
 
-    train: Source
+    train: Source | SampleStream
     val: Source | None = None
     tests: Mapping[str, Source] = field(default_factory=dict)
 
@@ -123,6 +124,8 @@ class MapStyleDataModule(BaseDataModule):
     @override
     def order(self) -> Order | None:
         train = self._train_source
+        if isinstance(train, SampleStream):
+            return as_they_are(len(train))
         if self.language_temperature is not None and train.row_languages is not None:
             return balanced(train.row_languages[self._train_rows], self.seed, self.language_temperature)
         if train.bounds is not None:
@@ -130,7 +133,7 @@ class MapStyleDataModule(BaseDataModule):
             return in_blocks(np.searchsorted(self._train_rows, train.bounds), self.seed)
         return None
 
-    def _language_shares(self, source: Source) -> dict[str, float]:
+    def _language_shares(self, source: Samples) -> dict[str, float]:
         """How often captions are to be drawn in each language."""
         if self.language_temperature is None:
             return {}
@@ -143,18 +146,24 @@ class MapStyleDataModule(BaseDataModule):
         return dict(zip(source.languages, shares(counts, self.language_temperature).tolist(), strict=True))
 
     def _divide(self, parts: Parts) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Rows of the training source to train on, and rows to validate on."""
-        count = len(parts.train)
+        """Rows of the training source to train on, and rows to validate on; streams have none."""
+        count = 0 if isinstance(parts.train, SampleStream) else len(parts.train)
         if parts.val is not None:
             return np.arange(count), np.arange(len(parts.val))
+        if isinstance(parts.train, SampleStream):
+            raise ValueError("A stream to train on cannot be shared out: name a set to validate on (`val`).")
         order = permutation("split", self.split_seed, 0, count)
         held_out = max(1, round(self.val_fraction * count))
         if held_out >= count:
             raise ValueError(f"Expected at least two samples, one to train on and one to validate on, got {count}.")
         return np.sort(order[held_out:]), np.sort(order[:held_out])
 
-    def _set(self, source: Source, rows: NDArray[np.int64], preparation: Preparation) -> MapDataset:
-        return MapDataset(source, rows, preparation, BadSampleLog(self._log_path(), self.max_bad_fraction))
+    def _set(self, source: Samples, rows: NDArray[np.int64], preparation: Preparation) -> PreparedDataset:
+        log = BadSampleLog(self._log_path(), self.max_bad_fraction)
+        if isinstance(source, SampleStream):
+            return StreamDataset(source, preparation, log)
+        assert isinstance(source, Source)
+        return MapDataset(source, rows, preparation, log)
 
     def _log_path(self) -> Path | None:
         """In the run directory, if there is a run."""

@@ -7,8 +7,8 @@ from numpy.typing import NDArray
 
 from siglightning.data.draws import permutation, uniform
 
-Order = Callable[[int], NDArray[np.int64]]
-"""From the epoch to the positions of its samples, int64 ``[N]``, N the same in every epoch."""
+Order = Callable[[int], NDArray[np.int64] | range]
+"""From the epoch to the positions of its samples, integers ``[N]``, N the same in every epoch."""
 
 
 def shuffled(num_samples: int, seed: int) -> Order:
@@ -17,8 +17,8 @@ def shuffled(num_samples: int, seed: int) -> Order:
 
 
 def as_they_are(num_samples: int) -> Order:
-    """Every sample once, in the order of the data set."""
-    return lambda epoch: np.arange(num_samples, dtype=np.int64)
+    """Every sample once, in the order of the data set; takes no memory, however long an epoch is."""
+    return lambda epoch: range(num_samples)
 
 
 def in_blocks(bounds: NDArray[np.int64], seed: int, blocks_at_once: int = 10) -> Order:

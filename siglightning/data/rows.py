@@ -1,8 +1,8 @@
 """Samples that are the rows of an Arrow table: which column holds what, and how a row is read."""
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -118,27 +118,8 @@ class RowSource(Source):
 
     @override
     def read(self, index: int) -> RawSample:
-        columns = self.columns
-        found = [
-            (_text(text).strip(), columns.weights.get(name, 1.0))
-            for name in columns.captions
-            for text in _as_list(self._value(name, index))
-        ]
-        spoken = [] if columns.language is None else _as_list(self._value(columns.language, index))
-        tongues = [_text(name, errors="replace") for name in spoken] * (len(found) if len(spoken) == 1 else 1)
-        if tongues and len(tongues) != len(found):
-            raise BadSampleError("languages", f"{len(tongues)} languages for {len(found)} captions")
-        if columns.captions and not any(caption for caption, _ in found):
-            raise BadSampleError("empty caption")
-        labels = [] if columns.label is None else _as_list(self._value(columns.label, index))
-        kept = [number for number, (caption, _) in enumerate(found) if caption]
-        return RawSample(
-            self._image(index),
-            [found[number][0] for number in kept],
-            [self._label_numbers[_word(label)] for label in labels],
-            [found[number][1] for number in kept] if columns.weights else (),
-            [tongues[number] for number in kept] if tongues else (),
-        )
+        words = read_words(self.columns, lambda name: self._value(name, index), self._label_numbers)
+        return replace(words, image=self._image(index))
 
     @property
     @override
@@ -211,13 +192,54 @@ class RowSource(Source):
             self._label_numbers = {word: number for number, word in enumerate(words)}
             return
         self.class_names = list(names)
-        self._label_numbers = {name: number for number, name in enumerate(names)} | dict(enumerate(range(len(names))))
+        self._label_numbers = class_numbers(names)
         unknown = [word for word in words if word not in self._label_numbers]
         if unknown:
             raise ValueError(
                 f"Expected labels in column {self.columns.label!r} of {self._where} to be among the {len(names)} "
                 f"class_names, got {unknown[:5]}."
             )
+
+
+def read_words(columns: Columns, value: Callable[[str], Any], numbers: Mapping[Any, int]) -> RawSample:
+    """Everything of a row but its picture.
+
+    Args:
+        columns: which column holds what.
+        value: from the name of a column to what the row has in it.
+        numbers: from a label to the number of its class.
+
+    Raises:
+        BadSampleError: there should be a caption and is none, a text is not UTF-8, or nobody knows the class.
+    """
+    found = [
+        (_text(text).strip(), columns.weights.get(name, 1.0))
+        for name in columns.captions
+        for text in _as_list(value(name))
+    ]
+    spoken = [] if columns.language is None else _as_list(value(columns.language))
+    tongues = [_text(name, errors="replace") for name in spoken] * (len(found) if len(spoken) == 1 else 1)
+    if tongues and len(tongues) != len(found):
+        raise BadSampleError("languages", f"{len(tongues)} languages for {len(found)} captions")
+    if columns.captions and not any(caption for caption, _ in found):
+        raise BadSampleError("empty caption")
+    labels = [] if columns.label is None else [_word(label) for label in _as_list(value(columns.label))]
+    strange = [label for label in labels if label not in numbers]
+    if strange:
+        raise BadSampleError("unknown class", repr(strange[0])[:80])
+    kept = [number for number, (caption, _) in enumerate(found) if caption]
+    return RawSample(
+        b"",
+        [found[number][0] for number in kept],
+        [numbers[label] for label in labels],
+        [found[number][1] for number in kept] if columns.weights else (),
+        [tongues[number] for number in kept] if tongues else (),
+    )
+
+
+def class_numbers(names: Sequence[str]) -> dict[Any, int]:
+    """From the name of a class to its number, and from the number, too."""
+    return {name: number for number, name in enumerate(names)} | dict(enumerate(range(len(names))))
 
 
 def holds_pictures(schema: pa.Schema, column: str) -> bool:

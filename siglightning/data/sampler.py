@@ -73,8 +73,8 @@ class GlobalBatchSampler(Sampler[list[SampleKey]]):
         """Batches of a whole epoch, also while a resumed epoch yields fewer: Lightning counts from its start."""
         return self.num_samples // self.global_batch_size
 
-    def order(self, epoch: int) -> NDArray[np.int64]:
-        """The whole epoch's order of samples, int64 ``[num_samples]``."""
+    def order(self, epoch: int) -> NDArray[np.int64] | range:
+        """The whole epoch's order of samples, integers ``[num_samples]``."""
         return self._order(epoch)
 
     def __iter__(self) -> Iterator[list[SampleKey]]:

@@ -1,14 +1,16 @@
-"""What every source of samples that are read by position offers."""
+"""What every source of samples offers: those that are read by position, and those that only flow."""
 
 import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 
 import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
+
+from siglightning.data.images import BadSampleError
 
 
 @dataclass(frozen=True)
@@ -30,30 +32,43 @@ class RawSample:
     languages: Sequence[str] = ()
 
 
-class Source(ABC):
+class Samples(ABC):
+    """What is known of samples, however they are read.
+
+    Attributes:
+        class_names: of the labels, in the order of their numbers; empty where there are none.
+        one_label: whether every sample has exactly one label.
+        languages: language -> captions in it; empty where the source does not tell.
+    """
+
+    class_names: Sequence[str] = ()
+    one_label: bool = False
+    languages: Mapping[str, int] = MappingProxyType({})
+
+    @abstractmethod
+    def __len__(self) -> int:
+        """Number of samples in an epoch."""
+
+    @property
+    @abstractmethod
+    def fingerprint(self) -> str:
+        """Identity of keys, captions and labels, 16 hexadecimal digits; pixels are not read for it."""
+
+
+class Source(Samples):
     """Samples by position.
 
     Loading processes are forked from the one that opened the source, and each sample that they touch must not make a
     private copy of a page: long lists are kept in Arrow arrays, whose strings have no counters of references.
 
     Attributes:
-        class_names: of the labels, in the order of their numbers; empty where there are none.
-        one_label: whether every sample has exactly one label.
-        languages: language -> captions in it; empty where the source does not tell.
         row_languages: integers ``[N]``, each sample's position in ``languages``, where all its captions are in one.
         bounds: int64 ``[files + 1]``, where each file's samples begin and the last one's end; ``None`` where samples
             can be read in any order at the same cost.
     """
 
-    class_names: Sequence[str] = ()
-    one_label: bool = False
-    languages: Mapping[str, int] = MappingProxyType({})
     row_languages: NDArray[np.int64] | None = None
     bounds: NDArray[np.int64] | None = None
-
-    @abstractmethod
-    def __len__(self) -> int:
-        """Number of samples."""
 
     @abstractmethod
     def key(self, index: int) -> str:
@@ -67,10 +82,22 @@ class Source(ABC):
             BadSampleError: it is missing, or its text cannot be read.
         """
 
-    @property
+
+class SampleStream(Samples):
+    """Samples that flow without end and have no positions, such as those of tars on the web.
+
+    Which ones an epoch holds is a matter of chance: a run that goes on after a stop sees others than it would have
+    seen without.
+    """
+
     @abstractmethod
-    def fingerprint(self) -> str:
-        """Identity of keys, captions and labels, 16 hexadecimal digits; pixels are not read for it."""
+    def open(self, seed: int, bad: Callable[[str, BadSampleError], None]) -> Iterator[tuple[str, RawSample]]:
+        """Key and content of one sample after the other; other seeds begin at other places and go other ways.
+
+        Args:
+            seed: non-negative.
+            bad: told the key of each sample that cannot be used, or of the file that ends too early, and why.
+        """
 
 
 def digest(parts: Iterable[bytes]) -> str:
