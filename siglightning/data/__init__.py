@@ -9,7 +9,7 @@ from siglightning.data.map_style_module import MapStyleDataModule
 from siglightning.data.noise import LabelNoise, NoisyDataset
 from siglightning.data.pictograms import CaptionChoice, PictogramArchive, PictogramDataModule
 from siglightning.data.sampler import EvaluationSampler, GlobalBatchSampler, SampleKey
-from siglightning.data.source import RawSample, Source
+from siglightning.data.source import RawSample, SampleStream, Source
 from siglightning.data.sources import (
     CocoCaptionsDataModule,
     CocoSource,
@@ -23,13 +23,17 @@ from siglightning.data.sources import (
     HuggingFaceDataModule,
     HuggingFaceSource,
     HumanActionDataModule,
+    Members,
     MillionAidDataModule,
     MillionAidSource,
     SyntheticDataModule,
     SyntheticSource,
     TableDataModule,
     TableSource,
+    TarSource,
+    TarStream,
     TorchvisionDataModule,
+    WebDatasetDataModule,
 )
 from siglightning.data.transforms import Augmentation, augment, resize
 
@@ -56,6 +60,7 @@ __all__ = [
     "ImageLimits",
     "LabelNoise",
     "MapStyleDataModule",
+    "Members",
     "MillionAidDataModule",
     "MillionAidSource",
     "NoisyDataset",
@@ -65,12 +70,16 @@ __all__ = [
     "Sample",
     "SampleDataset",
     "SampleKey",
+    "SampleStream",
     "Source",
     "SyntheticDataModule",
     "SyntheticSource",
     "TableDataModule",
     "TableSource",
+    "TarSource",
+    "TarStream",
     "TorchvisionDataModule",
+    "WebDatasetDataModule",
     "augment",
     "recolour",
     "resize",

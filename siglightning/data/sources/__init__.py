@@ -8,6 +8,7 @@ from siglightning.data.sources.files import FilesSource
 from siglightning.data.sources.folder import FolderDataModule, FolderSource
 from siglightning.data.sources.hugging_face import HuggingFaceDataModule, HuggingFaceSource
 from siglightning.data.sources.human_action import HUMAN_ACTIONS, HumanActionDataModule
+from siglightning.data.sources.members import Members
 from siglightning.data.sources.million_aid import (
     MILLION_AID_LABELS,
     MILLION_AID_SCENES,
@@ -15,8 +16,11 @@ from siglightning.data.sources.million_aid import (
     MillionAidSource,
 )
 from siglightning.data.sources.synthetic import SyntheticDataModule, SyntheticSource
-from siglightning.data.sources.table import TableDataModule, TableSource
+from siglightning.data.sources.table import Columns, TableDataModule, TableSource
+from siglightning.data.sources.tar_stream import TarStream
+from siglightning.data.sources.tars import TarSource
 from siglightning.data.sources.torchvision_sets import ArraySource, TorchvisionDataModule
+from siglightning.data.sources.webdataset import WebDatasetDataModule
 
 __all__ = [
     "HUMAN_ACTIONS",
@@ -35,11 +39,15 @@ __all__ = [
     "HuggingFaceDataModule",
     "HuggingFaceSource",
     "HumanActionDataModule",
+    "Members",
     "MillionAidDataModule",
     "MillionAidSource",
     "SyntheticDataModule",
     "SyntheticSource",
     "TableDataModule",
     "TableSource",
+    "TarSource",
+    "TarStream",
     "TorchvisionDataModule",
+    "WebDatasetDataModule",
 ]
