@@ -77,7 +77,7 @@ def decode(encoded: bytes, limits: ImageLimits | None = None) -> Tensor:
             raise BadSampleError("no picture", f"begins with {encoded[:16]!r}") from error
         _check_size(picture.size, limits or ImageLimits())
         try:
-            return _decode_fast(encoded) if _is_plain(picture) else _decode_with_pillow(picture)
+            return _decode_fast(encoded) if _is_plain(picture) else from_pillow(picture)
         except _ERRORS as error:
             raise BadSampleError("damaged", str(error).splitlines()[0][:200] if str(error) else "") from error
 
@@ -107,7 +107,8 @@ def _decode_fast(encoded: bytes) -> Tensor:
     return image  # colours innermost in memory: to copy it, and to resize the copy, costs more than decoding
 
 
-def _decode_with_pillow(picture: Image.Image) -> Tensor:
+def from_pillow(picture: Image.Image) -> Tensor:
+    """The first frame of an image of Pillow: uint8 ``[3, H, W]``, RGB, upright, over white where it is transparent."""
     picture.seek(0)
     upright = ImageOps.exif_transpose(picture)
     if upright.mode.startswith("I;16") or upright.mode == "I":  # 16 bits; Pillow's own conversion would clip them

@@ -8,6 +8,7 @@ from siglightning.data.sources.files import FilesSource
 from siglightning.data.sources.folder import FolderDataModule, FolderSource
 from siglightning.data.sources.hugging_face import HuggingFaceDataModule, HuggingFaceSource
 from siglightning.data.sources.human_action import HUMAN_ACTIONS, HumanActionDataModule
+from siglightning.data.sources.litdata import LitDataDataModule, LitDataSource
 from siglightning.data.sources.members import Members
 from siglightning.data.sources.million_aid import (
     MILLION_AID_LABELS,
@@ -39,6 +40,8 @@ __all__ = [
     "HuggingFaceDataModule",
     "HuggingFaceSource",
     "HumanActionDataModule",
+    "LitDataDataModule",
+    "LitDataSource",
     "Members",
     "MillionAidDataModule",
     "MillionAidSource",
