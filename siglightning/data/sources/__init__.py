@@ -17,7 +17,7 @@ from siglightning.data.sources.million_aid import (
     MillionAidSource,
 )
 from siglightning.data.sources.synthetic import SyntheticDataModule, SyntheticSource
-from siglightning.data.sources.table import Columns, TableDataModule, TableSource
+from siglightning.data.sources.table import TableDataModule, TableSource
 from siglightning.data.sources.tar_stream import TarStream
 from siglightning.data.sources.tars import TarSource
 from siglightning.data.sources.torchvision_sets import ArraySource, TorchvisionDataModule

@@ -13,9 +13,9 @@ from typing_extensions import override
 
 from siglightning.data.images import BadSampleError, from_pillow
 from siglightning.data.map_style_module import MapStyleDataModule, Parts
+from siglightning.data.rows import Columns, class_numbers, read_words
 from siglightning.data.source import RawSample, Source, digest
 from siglightning.data.sources.chunks import Chunks
-from siglightning.data.sources.table import Columns, class_numbers, read_words
 
 _ENOUGH = 100  # samples, of which one can be read in any set that is of use
 

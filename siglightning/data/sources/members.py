@@ -8,8 +8,8 @@ from itertools import takewhile
 from typing import Any
 
 from siglightning.data.images import BadSampleError
+from siglightning.data.rows import Columns, class_numbers, read_words
 from siglightning.data.source import RawSample
-from siglightning.data.sources.table import Columns, class_numbers, read_words
 
 
 @dataclass(frozen=True)
