@@ -5,6 +5,8 @@ import io
 import json
 import tarfile
 
+import datasets
+import litdata
 import torch
 from PIL import Image
 from witness import KEY
@@ -14,10 +16,12 @@ from siglightning.data import (
     Columns,
     EmbeddingDataModule,
     FolderDataModule,
+    HuggingFaceDataModule,
+    LitDataDataModule,
     PictogramArchive,
     PictogramDataModule,
     TableDataModule,
-    # WebDatasetDataModule,
+    WebDatasetDataModule,
 )
 from siglightning.data.feature_store import StoredPart, StoreIndex, shard_path, write_shard
 
@@ -54,7 +58,19 @@ def write_all(root):
     (root / "table.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     with open(root / "table.csv", "w", newline="") as file:
         csv.writer(file).writerows([["image", "caption"], *([row["file"], row["text"][0]] for row in rows)])
+    write_chunks(root / "chunks")
+    columns = {"image": [content for _, content, _, _ in pictures()], "text": [row["text"] for row in rows]}
+    datasets.Dataset.from_dict(columns).save_to_disk(root / "saved")
     write_features(root / "features", [row["text"] for row in rows])
+
+
+def write_chunks(root):
+    """Nine rows a chunk, as `litdata.optimize` would write them, without its processes."""
+    writer = litdata.streaming.Cache(str(root), chunk_size=9)
+    for number, (_, content, captions, _) in enumerate(pictures()):
+        writer[number] = {"image": content, "text": captions[0]}
+    writer.done()
+    writer.merge()
 
 
 def write_features(root, captions):
@@ -84,8 +100,12 @@ def make(root, name):
         ),
         "embedded": lambda: PictogramDataModule(train_styles=["noto"], **COMMON),
         "embeddings": lambda: EmbeddingDataModule(str(root / "features"), global_batch_size=BATCH, seed=5),
+        "chunks": lambda: LitDataDataModule(
+            str(root / "chunks"), columns=Columns("image", ["text"]), cache_dir=str(root / "cache"), **COMMON
+        ),
+        "saved": lambda: HuggingFaceDataModule(str(root / "saved"), columns=Columns("image", ["text"]), **COMMON),
         "tars": lambda: WebDatasetDataModule(str(root / "tars"), **COMMON),
     }[name]()
 
 
-NAMES = ["folder", "table of one caption", "table of captions", "embedded", "embeddings"]
+NAMES = ["folder", "table of one caption", "table of captions", "embedded", "embeddings", "tars", "chunks", "saved"]
