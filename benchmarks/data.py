@@ -19,8 +19,9 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
+from functools import partial
 from importlib.metadata import version
-from multiprocessing import get_context
+from multiprocessing import get_context, set_start_method
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -115,8 +116,11 @@ def endless(loader: Any) -> Batches:
 def open_clip_batches(root: Path, kind: str) -> Batches:
     """open_clip's own loader with its own transform and tokenizer."""
     import open_clip
+    import open_clip_train.data
     from open_clip_train.data import get_csv_dataset, get_wds_dataset
 
+    # open_clip 3.3.0 stumbles over the marks that webdataset 1.0 puts between shards; it runs as it did without them.
+    open_clip_train.data.tar_file_expander = partial(open_clip_train.data.tar_file_expander, eof_value=None)
     transform = open_clip.image_transform(SIZE, is_train=True, mean=MEAN, std=STD)
     arguments = SimpleNamespace(
         train_data=str(root / "pairs.tsv") if kind == "csv" else str(root / f"{{00000..{SHARDS - 1:05d}}}.tar"),
@@ -154,6 +158,7 @@ def pin(core: int) -> None:
     """Keep this process, and those that it starts, on one core with one thread."""
     os.sched_setaffinity(0, {core})
     torch.set_num_threads(1)
+    set_start_method("fork", force=True)  # as where training starts; a spawned process would spawn, too
 
 
 def seconds_for(name: str, root: Path, count: int) -> float:

@@ -21,6 +21,7 @@ from siglightning.models.towers import (
 )
 
 TWO_TOWER_TYPES = ("siglip", "clip")
+_ALIKE = 64  # captions of like length that are encoded together
 # Constants of CLIP's preprocessing, as in transformers' OPENAI_CLIP_MEAN and OPENAI_CLIP_STD.
 CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 _NORMALISATION = {"siglip": (HALF_MEAN, HALF_STD), "clip": (CLIP_MEAN, CLIP_STD)}
@@ -62,24 +63,30 @@ class HfTextTower(TextTower):
         """Features ``[B, width]`` of int64 ids ``[B, context_length]``."""
         if not self.mask_padding:
             pooled = self.trunk(input_ids=text).pooler_output
+        elif torch.is_grad_enabled():
+            pooled = self._mean_over_tokens(text)
         else:
-            text = text if torch.is_grad_enabled() else without_padding(text, self.pad_id)
-            mask = text != self.pad_id
-            hidden = self.trunk(input_ids=text, attention_mask=mask.long()).last_hidden_state
-            weight = mask.to(hidden.dtype).unsqueeze(-1)
-            pooled = (hidden * weight).sum(1) / weight.sum(1).clamp(min=1)
+            pooled = self._by_length(text)
         features: Tensor = self.projection(pooled)
         return features
 
+    def _mean_over_tokens(self, text: Tensor) -> Tensor:
+        mask = text != self.pad_id
+        hidden = self.trunk(input_ids=text, attention_mask=mask.long()).last_hidden_state
+        weight = mask.to(hidden.dtype).unsqueeze(-1)
+        mean: Tensor = (hidden * weight).sum(1) / weight.sum(1).clamp(min=1)
+        return mean
 
-def without_padding(text: Tensor, pad_id: int) -> Tensor:
-    """Ids ``[B, l]`` without the columns in which every caption of the batch is padding: captions are short.
+    def _by_length(self, text: Tensor) -> Tensor:
+        """The same, captions of like length together and without their padding: most captions are short.
 
-    For encoders with a mask, whose features do not depend on padding. Asks the device for a number, which training
-    does not wait for; embedding and evaluation may.
-    """
-    used = (text != pad_id).any(0).nonzero()
-    return text[:, : int(used[-1]) + 1] if len(used) else text[:, :1]
+        Asks the device for the lengths, which training does not wait for; embedding and evaluation may.
+        """
+        lengths = (text != self.pad_id).sum(1).clamp(min=1).cpu()
+        order = lengths.argsort(stable=True)
+        parts = torch.split(order, _ALIKE)
+        found = torch.cat([self._mean_over_tokens(text[rows, : int(lengths[rows[-1]])]) for rows in parts])
+        return found[order.argsort()]
 
 
 def hf_image_tower(config: TowerConfig, image_size: int | None) -> HfImageTower:
