@@ -157,7 +157,12 @@ class BaseDataModule(LightningDataModule, ABC):
     @property
     def contents(self) -> frozenset[str]:
         """Keys of the batches, known after :meth:`setup`; a task that needs others refuses these data."""
-        return frozenset(self._collate()([self.val_set[0]]))
+        return frozenset(self.example)
+
+    @property
+    def example(self) -> Batch:
+        """One validation sample as a batch, known after :meth:`setup`; a task that needs others refuses these data."""
+        return self._collate()([self.val_set[0]])
 
     def train_dataloader(self) -> DataLoader[Sample]:
         """This process's share of each global batch, from where training stands."""

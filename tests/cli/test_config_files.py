@@ -1,7 +1,9 @@
 """Configurations are found by path or by the name of a shipped file."""
 
 import pytest
+import yaml
 
+from siglightning.cli import main
 from siglightning.cli.configs import first_config_stem, resolve_arguments, resolve_config, shipped_configs
 
 
@@ -42,3 +44,18 @@ def test_null_reaches_a_class_within_a_class():
         assert resolve_arguments(["fit", *arguments, "--x", "1"]) == ["fit", f"--config={{model: {words}}}", "--x", "1"]
     for left_alone in (["--trainer.logger=null"], [deep, "0.5"], [f"{deep}=nullable"], [deep], [deep, "--x", "null"]):
         assert resolve_arguments(left_alone) == left_alone
+
+
+FRAGMENTS = [f"data/{path.stem}" for path in sorted((shipped_configs() / "data").glob("*.yaml"))]
+RECIPES = [f"recipe/{path.stem}" for path in sorted((shipped_configs() / "recipe").glob("*.yaml"))]
+
+
+@pytest.mark.parametrize("name", [*FRAGMENTS, *RECIPES])
+def test_every_shipped_file_is_understood(name, capsys):
+    whole = ["--config=quickstart"] if name in FRAGMENTS else []
+    assert main(["fit", *whole, f"--config={name}", "--print_config"]) == 0
+    printed = yaml.safe_load(capsys.readouterr().out)["data"]
+    written = yaml.safe_load((shipped_configs() / f"{name}.yaml").read_text())["data"]
+    assert printed["class_path"] == written["class_path"]
+    plain = {key: value for key, value in written["init_args"].items() if not isinstance(value, dict)}
+    assert {key: printed["init_args"][key] for key in plain} == plain

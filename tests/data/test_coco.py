@@ -50,10 +50,8 @@ def karpathy(number, part):
     return image | {"sentences": sentences, "cocoid": 1000 + number}
 
 
-@pytest.fixture(scope="module")
-def coco(tmp_path_factory):
+def write_coco(root):
     """Twenty real pictures in the folders and files of both years, and Karpathy's division of those of 2014."""
-    root = tmp_path_factory.mktemp("coco")
     (root / "annotations").mkdir()
     for part, numbers in PARTS.items():
         for year in (2014, 2017):
@@ -66,6 +64,11 @@ def coco(tmp_path_factory):
     images = [karpathy(number, part) for part, numbers in PARTS.items() for number in numbers]
     (root / "dataset_coco.json").write_text(json.dumps({"images": images, "dataset": "coco"}))
     return root
+
+
+@pytest.fixture(scope="module")
+def coco(tmp_path_factory):
+    return write_coco(tmp_path_factory.mktemp("coco"))
 
 
 def official_by_hand(root, year, part):

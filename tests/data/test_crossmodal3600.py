@@ -35,10 +35,8 @@ def said_of(key, language):
     return [f"{WORDS.get(language, f'a cat in {language}')} {number} {time}" for time in range(2 + (language == "en"))]
 
 
-@pytest.fixture(scope="module")
-def xm3600(tmp_path_factory):
+def write_xm3600(root):
     """Eight real pictures, and a line for each with all its captions, tokenised as well."""
-    root = tmp_path_factory.mktemp("xm3600")
     (root / "images").mkdir()
     lines = []
     for number, key in enumerate(KEYS):
@@ -54,6 +52,11 @@ def xm3600(tmp_path_factory):
         lines.append(json.dumps(record, ensure_ascii=False))
     (root / "captions.jsonl").write_text("\n".join(lines) + "\n")
     return root
+
+
+@pytest.fixture(scope="module")
+def xm3600(tmp_path_factory):
+    return write_xm3600(tmp_path_factory.mktemp("xm3600"))
 
 
 def by_hand(root, language):

@@ -37,8 +37,7 @@ def cache(tmp_path, monkeypatch):
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path / "cache"))
 
 
-@pytest.fixture(scope="module")
-def rows():
+def make_rows():
     """Twelve real pictures, as files."""
     pixels = [PictogramArchive.open().read_image(row).permute(1, 2, 0).numpy() for row in range(0, 1200, 100)]
     return [
@@ -53,14 +52,23 @@ def rows():
     ]
 
 
+@pytest.fixture(scope="module")
+def rows():
+    return make_rows()
+
+
 def of(rows):
     return Dataset.from_list(rows, features=FEATURES)
 
 
+def write_saved(folder, rows):
+    DatasetDict(train=of(rows[:8]), validation=of(rows[8:10]), test=of(rows[10:])).save_to_disk(folder)
+    return folder
+
+
 @pytest.fixture
 def saved(tmp_path, rows):
-    DatasetDict(train=of(rows[:8]), validation=of(rows[8:10]), test=of(rows[10:])).save_to_disk(tmp_path / "saved")
-    return tmp_path / "saved"
+    return write_saved(tmp_path / "saved", rows)
 
 
 @pytest.fixture

@@ -30,13 +30,17 @@ def jpeg(path, number):
     Image.fromarray(pixels).save(path, "JPEG", quality=95)
 
 
+def write_million_aid(root):
+    for number in range(30):
+        jpeg(root / "train" / PLACES[number % 5] / f"P{number:07d}.jpg", number)
+    for number in range(30, 37):
+        jpeg(root / "test" / PLACES[number % 5] / f"P{number:07d}.jpg", number)
+    return root
+
+
 @pytest.fixture
 def root(tmp_path):
-    for number in range(30):
-        jpeg(tmp_path / "train" / PLACES[number % 5] / f"P{number:07d}.jpg", number)
-    for number in range(30, 37):
-        jpeg(tmp_path / "test" / PLACES[number % 5] / f"P{number:07d}.jpg", number)
-    return tmp_path
+    return write_million_aid(tmp_path)
 
 
 @pytest.mark.parametrize("task", ["multi-class", "multi-label"])

@@ -219,12 +219,16 @@ def test_a_part_of_the_pets(tmp_path):
         module("OxfordIIITPet", tmp_path).open_parts()
 
 
-def test_eurosat(tmp_path):
+def write_eurosat(root):
     kinds = ["AnnualCrop", "Forest", "SeaLake"]
     for number in range(30):
         kind = kinds[number % 3]
-        jpeg(tmp_path / "eurosat" / "2750" / kind / f"{kind}_{number // 3 + 1}.jpg", number)
-    made = built("EuroSAT", tmp_path, val_fraction=0.2)
+        jpeg(root / "eurosat" / "2750" / kind / f"{kind}_{number // 3 + 1}.jpg", number)
+    return root
+
+
+def test_eurosat(tmp_path):
+    made = built("EuroSAT", write_eurosat(tmp_path), val_fraction=0.2)
     assert made.class_names == ["Annual Crop", "Forest", "Sea Lake"]
     assert (len(made.train_set), len(made.val_set), made.test_set_names) == (24, 6, ["validation"])
     seen = [part[i] for part in (made.val_set, made.train_set) for i in range(len(part))]
