@@ -38,7 +38,7 @@ from siglightning.models.two_tower import standardise
 from siglightning.runtime.environment import describe_environment
 
 RESULTS = Path(__file__).parent / "results"
-PICTURES, SHARDS, BATCH, SIZE, WORKERS = 1536, 3, 64, 224, 1
+PICTURES, SHARDS, BATCH, SIZE, WORKERS = 1536, 3, 32, 224, 1
 MEAN = STD = (0.5, 0.5, 0.5)
 CROP = Augmentation(0.1, 1 / 3, 0, 0, 0, 0, 0, 0, 0)
 LOADERS = ("siglightning table", "siglightning tar", "PIL pipeline", "open_clip CSV", "open_clip tar")

@@ -2,7 +2,7 @@
 
 from abc import abstractmethod
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -72,12 +72,19 @@ class PreparedDataset(SampleDataset):
     def __getitems__(self, keys: Sequence[SampleKey | int]) -> list[Sample]:
         """Samples of one epoch. ``match_id`` stands for the caption's subject, in evaluation for all captions."""
         epoch, index = of_one_epoch(keys)
-        loaded = [self.load(sample, epoch) for sample in index.tolist()]
-        images, colours = self._images([image for _, _, image in loaded], epoch, index)
+        loaded: list[tuple[str, RawSample]] = []
+
+        def pictures() -> Iterator[Tensor]:
+            for sample in index.tolist():
+                key, raw, image = self.load(sample, epoch)
+                loaded.append((key, raw))
+                yield image  # to be shrunk before the next one is decoded: memory is then used again
+
+        images, colours = self._images(pictures(), epoch, index)
         draws = uniform("caption", self.preparation.seed, epoch, index, 2)
         samples = [
             self._sample(key, raw, image, numbers)
-            for (key, raw, _), image, numbers in zip(loaded, images, draws, strict=True)
+            for (key, raw), image, numbers in zip(loaded, images, draws, strict=True)
         ]
         return with_colours(samples, colours)
 
@@ -89,7 +96,7 @@ class PreparedDataset(SampleDataset):
         """
         return raw.image if isinstance(raw.image, Tensor) else decode(raw.image, self.preparation.limits)
 
-    def _images(self, images: Sequence[Tensor], epoch: int, index: NDArray[np.int64]) -> tuple[Tensor, Tensor | None]:
+    def _images(self, images: Iterable[Tensor], epoch: int, index: NDArray[np.int64]) -> tuple[Tensor, Tensor | None]:
         want = self.preparation
         if want.augmentation is None:
             return resize(images, want.image_size), None

@@ -6,7 +6,7 @@ a pixel. Loading processes cut, turn and shrink; colour is only drawn there and 
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, fields
 
 import numpy as np
@@ -68,12 +68,13 @@ class Augmentation:
 
 
 def augment(
-    images: Sequence[Tensor], size: int, augmentation: Augmentation, *, seed: int, epoch: int, index: NDArray[np.int64]
+    images: Iterable[Tensor], size: int, augmentation: Augmentation, *, seed: int, epoch: int, index: NDArray[np.int64]
 ) -> tuple[Tensor, Tensor | None]:
     """Crops, turns and mirrors training pictures, and draws how their colours shall change.
 
     Args:
-        images: B pictures, uint8 ``[3, H, W]``; sizes may differ.
+        images: B pictures, uint8 ``[3, H, W]``; sizes may differ. Large ones are shrunk as they come, so that one who
+            decodes them one by one holds one at a time.
         size: side of the result, in pixels.
         augmentation: how much of what.
         seed: of the run.
@@ -85,14 +86,13 @@ def augment(
         ``[B, 4]``, ``None`` where colours stay.
     """
     draws = torch.from_numpy(uniform("picture", seed, epoch, index, 10)).float()
-    shapes = torch.tensor([image.shape[1:] for image in images], dtype=torch.float32)
-    boxes = _crop_boxes(draws[:, :4], shapes, augmentation)
+    boxes = _crop_boxes(draws[:, :4], augmentation)
     place = _place if augmentation.rotation else _place_upright
     placed = place(images, boxes, draws[:, 4:6], size, augmentation)
     return placed, _draw_colour(draws[:, 6:], augmentation) if augmentation.varies_colour else None
 
 
-def resize(images: Sequence[Tensor], size: int) -> Tensor:
+def resize(images: Iterable[Tensor], size: int) -> Tensor:
     """Squashes pictures to ``size x size``, bicubic with antialiasing; a picture of that size stays as it is.
 
     Args:
@@ -112,7 +112,7 @@ def _resize_one(image: Tensor, size: int) -> Tensor:
     return resized
 
 
-def _crop_boxes(draws: Tensor, shapes: Tensor, augmentation: Augmentation) -> Tensor:
+def _crop_boxes(draws: Tensor, augmentation: Augmentation) -> Tensor:
     """Centre and extent of each crop as shares of height and width: ``[B, 4]`` = (cy, cx, h, w)."""
     area = 1 - augmentation.crop * draws[:, 0]
     log_stretch = (2 * draws[:, 1] - 1) * math.log1p(augmentation.stretch)
@@ -122,10 +122,10 @@ def _crop_boxes(draws: Tensor, shapes: Tensor, augmentation: Augmentation) -> Te
 
 
 def _place_upright(
-    images: Sequence[Tensor], boxes: Tensor, draws: Tensor, size: int, augmentation: Augmentation
+    images: Iterable[Tensor], boxes: Tensor, draws: Tensor, size: int, augmentation: Augmentation
 ) -> Tensor:
     """Crops on whole pixels, resized with antialiasing, some mirrored."""
-    result = torch.empty(len(images), 3, size, size, dtype=torch.uint8)
+    result = torch.empty(len(boxes), 3, size, size, dtype=torch.uint8)
     mirrored = draws[:, 1] < augmentation.flip
     for row, image in enumerate(images):
         placed = _cut(image, boxes[row], size)
@@ -133,10 +133,10 @@ def _place_upright(
     return result
 
 
-def _place(images: Sequence[Tensor], boxes: Tensor, draws: Tensor, size: int, augmentation: Augmentation) -> Tensor:
+def _place(images: Iterable[Tensor], boxes: Tensor, draws: Tensor, size: int, augmentation: Augmentation) -> Tensor:
     """One affine resampling for all pictures of one size; ``fill`` shows where a turn looks over the border."""
     ready, boxes = _prefilter(images, boxes, size)
-    result = torch.empty(len(images), 3, size, size)
+    result = torch.empty(len(boxes), 3, size, size)
     for shape in sorted({tuple(image.shape) for image in ready}):
         rows = [row for row, image in enumerate(ready) if tuple(image.shape) == shape]
         stack = torch.stack([ready[row] for row in rows]).float().sub_(augmentation.fill)
@@ -145,12 +145,13 @@ def _place(images: Sequence[Tensor], boxes: Tensor, draws: Tensor, size: int, au
     return result.add_(augmentation.fill).round_().clamp_(0, 255).to(torch.uint8)
 
 
-def _prefilter(images: Sequence[Tensor], boxes: Tensor, size: int) -> tuple[list[Tensor], Tensor]:
+def _prefilter(images: Iterable[Tensor], boxes: Tensor, size: int) -> tuple[list[Tensor], Tensor]:
     """Cuts and shrinks pictures that are much larger than the target with antialiasing; theirs is then the whole."""
-    ready, boxes = list(images), boxes.clone()
+    ready, boxes = [], boxes.clone()
     for row, image in enumerate(images):
-        if min(image.shape[1:]) > _PREFILTER_ABOVE * size:
-            ready[row] = _cut(image, boxes[row], size)
+        is_large = min(image.shape[1:]) > _PREFILTER_ABOVE * size
+        ready.append(_cut(image, boxes[row], size) if is_large else image)
+        if is_large:
             boxes[row] = torch.tensor([0.5, 0.5, 1.0, 1.0])
     return ready, boxes
 
