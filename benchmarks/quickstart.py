@@ -14,6 +14,7 @@ import statistics
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 
@@ -29,19 +30,27 @@ METRICS = (
 )
 
 
-def run_seed(seed: int, run_dir: Path) -> dict[str, float]:
+QUICKSTART = ("--config", "quickstart")
+
+
+def run_seed(seed: int, run_dir: Path, arguments: Sequence[str] = QUICKSTART) -> dict[str, float]:
     """Train and test once; returns the metrics, `seconds` and `pss_mib`."""
     seeds = [f"--seed_everything={seed}", f"--data.init_args.seed={seed}", f"--model.init_args.seed={seed}"]
-    command = [sys.executable, "-m", "siglightning", "fit", "--config", "quickstart", "--run_dir", str(run_dir), *seeds]
+    seconds, peak = timed(["fit", *arguments, "--run_dir", str(run_dir), *seeds])
+    return {**read_metrics(run_dir), "seconds": seconds, "pss_mib": peak}
+
+
+def timed(arguments: Sequence[str]) -> tuple[float, float]:
+    """Run one command of siglightning; its wall time in seconds and its peak memory in MiB."""
+    command = [sys.executable, "-m", "siglightning", *arguments]
     start, peak = time.monotonic(), 0.0
     process = subprocess.Popen(command)
     while process.poll() is None:
         peak = max(peak, (process_tree_pss_bytes(process.pid) or 0) / 2**20)
         time.sleep(1)
     if process.returncode:
-        raise SystemExit(f"seed {seed} ended with exit code {process.returncode}")
-    seconds = time.monotonic() - start
-    return {**read_metrics(run_dir), "seconds": seconds, "pss_mib": peak}
+        raise SystemExit(f"{' '.join(command)} ended with exit code {process.returncode}")
+    return time.monotonic() - start, peak
 
 
 def read_metrics(run_dir: Path) -> dict[str, float]:
@@ -71,6 +80,13 @@ def report(runs: list[dict[str, float]]) -> str:
     return "\n".join(lines)
 
 
+def circumstances() -> str:
+    """Versions, hardware and date."""
+    versions = ", ".join(f"{name} {version(name)}" for name in ("siglightning", "torch", "lightning"))
+    hardware = describe_environment(1, [])["hardware"]
+    return f"{versions}; {hardware['cpu']}, {hardware['usable_cores']} cores, {time.strftime('%Y-%m-%d')}"
+
+
 def main() -> None:
     """Run the seeds one after the other, print the table, and write it when asked."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -79,10 +95,7 @@ def main() -> None:
     parser.add_argument("--write", action="store_true")
     args = parser.parse_args()
     table = report([run_seed(seed, args.runs / f"seed-{seed}") for seed in range(args.seeds)])
-    versions = ", ".join(f"{name} {version(name)}" for name in ("siglightning", "torch", "lightning"))
-    hardware = describe_environment(1, [])["hardware"]
-    place = f"{hardware['cpu']}, {hardware['usable_cores']} cores, {time.strftime('%Y-%m-%d')}"
-    text = f"{table}\n\n`python -m benchmarks.quickstart --seeds {args.seeds}`; {versions}; {place}\n"
+    text = f"{table}\n\n`python -m benchmarks.quickstart --seeds {args.seeds}`; {circumstances()}\n"
     print(text)
     if args.write:
         RESULTS.parent.mkdir(parents=True, exist_ok=True)

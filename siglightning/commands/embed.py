@@ -21,6 +21,7 @@ from siglightning.data.collate import Collate, Sample
 from siglightning.data.dataset import SampleDataset
 from siglightning.data.feature_store import StoredPart, StoreIndex, shard_path, write_shard
 from siglightning.data.sampler import SampleKey
+from siglightning.data.source import digest
 from siglightning.models import TwoTower
 from siglightning.runtime.processes import notice
 
@@ -93,6 +94,13 @@ class EmbeddingData(LightningDataModule):
         self.sets = {"train": self.data.train_set, "val": self.data.val_set}
         self.sets |= {name: part for name, part in self.data.test_sets.items() if part is not self.data.val_set}
         self.parts = {name: self._part(name, samples) for name, samples in self.sets.items()}
+
+    @property
+    def identity(self) -> str:
+        """Identity of the training data, and of what the other parts say at their ends, 16 hexadecimal digits."""
+        ends = [samples[place] for samples in self.sets.values() for place in (0, len(samples) - 1)]
+        seen = [f"{sample['id']} {sample.get('captions')}".encode() for sample in ends]
+        return digest([self.data.fingerprint.encode(), *seen])
 
     @override
     def predict_dataloader(self) -> list[DataLoader[Any]]:
@@ -192,7 +200,7 @@ class EmbeddingTask(LightningModule):
         names = None if data.class_names is None else list(data.class_names)
         templates = list(data.prompt_templates)
         dtype = self.data.options.dtype
-        return StoreIndex(wanted, data.fingerprint, dtype, self.data.parts, names, templates, complete)
+        return StoreIndex(wanted, self.data.identity, dtype, self.data.parts, names, templates, complete)
 
 
 def embed(

@@ -185,6 +185,17 @@ def test_other_weights_are_another_tower(place, capsys):
     assert "holds features with other keys. Choose another --run_dir" in capsys.readouterr().err
 
 
+def test_other_captions_of_evaluation_are_other_data(place, capsys):
+    data = {
+        "class_path": "PictogramDataModule",
+        "init_args": {"train_styles": ["fluent_flat"], "global_batch_size": 12},
+    }
+    config = write_config("drawings.json", data)
+    assert run("embed", config, "features") == 0
+    assert run("embed", config, "features", "--data.init_args.eval_captions", "description") == 2
+    assert "holds features with other data. Choose another --run_dir" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
