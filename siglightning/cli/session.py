@@ -177,7 +177,8 @@ def _report(code: ExitCode, error: BaseException, *, show_traceback: bool) -> tu
     error = _own_error(error)
     text = str(error).strip() or type(error).__name__
     if not show_traceback or code != ExitCode.BUG:
-        print(f"error: {process}{text}", file=sys.stderr)
+        sys.stderr.write(f"error: {process}{text}\n")  # at once: other processes report on the same terminal
+        sys.stderr.flush()
     return code, f"{type(error).__name__}: {text}"
 
 

@@ -6,7 +6,7 @@ Processes send each other nothing.
 
 import warnings
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -22,6 +22,7 @@ from siglightning.data.dataset import SampleDataset
 from siglightning.data.feature_store import StoredPart, StoreIndex, shard_path, write_shard
 from siglightning.data.sampler import SampleKey
 from siglightning.data.source import digest
+from siglightning.data.streamed import StreamDataset
 from siglightning.models import TwoTower
 from siglightning.runtime.processes import notice
 
@@ -88,9 +89,19 @@ class EmbeddingData(LightningDataModule):
         self.parts: dict[str, StoredPart] = {}
 
     @override
+    def prepare_data(self) -> None:
+        self.data.prepare_data()
+
+    @override
+    def teardown(self, stage: str) -> None:
+        self.data.teardown(stage)
+
+    @override
     def setup(self, stage: str) -> None:
         self.data.trainer = self.trainer
         self.data.setup(stage)
+        if isinstance(self.data.train_set, StreamDataset):
+            raise ValueError("A stream has no samples to come back to; embed tars with `resampled: false`.")
         self.sets = {"train": self.data.train_set, "val": self.data.val_set}
         self.sets |= {name: part for name, part in self.data.test_sets.items() if part is not self.data.val_set}
         self.parts = {name: self._part(name, samples) for name, samples in self.sets.items()}
@@ -100,7 +111,8 @@ class EmbeddingData(LightningDataModule):
         """Identity of the training data, and of what the other parts say at their ends, 16 hexadecimal digits."""
         ends = [samples[place] for samples in self.sets.values() for place in (0, len(samples) - 1)]
         seen = [f"{sample['id']} {sample.get('captions')}".encode() for sample in ends]
-        return digest([self.data.fingerprint.encode(), *seen])
+        noise = "" if self.data.noise is None else self.data.noise.identity
+        return digest([f"{self.data.fingerprint} {self.data.seed} {noise}".encode(), *seen])
 
     @override
     def predict_dataloader(self) -> list[DataLoader[Any]]:
@@ -153,11 +165,11 @@ class EmbeddingTask(LightningModule):
     @override
     def setup(self, stage: str) -> None:
         """Say what is to be stored before any of it is, or check that it is the same as before."""
-        ours, root = vars(self._index(complete=False)), self.data.root
-        found = StoreIndex.read(root)
+        self._index, root = self._describe(), self.data.root
+        found, ours = StoreIndex.read(root), vars(self._index)
         if found is None:
             if self.trainer.is_global_zero:
-                self._index(complete=False).write(root)
+                self._index.write(root)
             return
         others = [name for name in ("keys", "data", "dtype", "parts") if vars(found)[name] != ours[name]]
         if others:
@@ -181,6 +193,7 @@ class EmbeddingTask(LightningModule):
                 sample["text_embed"] = texts
         self._pending += samples
         if request.is_last:
+            assert len(self._pending) == len(self.data.parts[name].rows(request.shard))
             write_shard(shard_path(self.data.root, name, request.view, request.shard), self._pending)
             self._pending = []
         return {}
@@ -190,17 +203,17 @@ class EmbeddingTask(LightningModule):
         """Once every process is done: the folder is complete, and says so. Also where one had nothing to do."""
         self.trainer.strategy.barrier("features are stored")
         if self.trainer.is_global_zero:
-            self._index(complete=True).write(self.data.root)
+            replace(self._index, complete=True).write(self.data.root)
             rows = sum(part.count * part.views for part in self.data.parts.values())
             notice(f"Stored features of {rows:,} samples in {self.data.root}")
 
-    def _index(self, complete: bool) -> StoreIndex:
+    def _describe(self) -> StoreIndex:
         keys, data = self.network.feature_keys(), self.data.data
         wanted = {name: keys[name] for name in ("image", "text") if name == "image" or self.with_texts}
         names = None if data.class_names is None else list(data.class_names)
         templates = list(data.prompt_templates)
         dtype = self.data.options.dtype
-        return StoreIndex(wanted, self.data.identity, dtype, self.data.parts, names, templates, complete)
+        return StoreIndex(wanted, self.data.identity, dtype, self.data.parts, names, templates)
 
 
 def embed(
@@ -238,6 +251,10 @@ def embed(
                 f"Features of a tower that is trained would be stale after one step: set the network's "
                 f"`freeze_{tower}: true` to lock it."
             )
+    if trainer.limit_predict_batches != 1.0 or trainer.fast_dev_run:  # type: ignore[attr-defined]  # its connector's
+        raise ValueError("Features are stored whole: leave out limit_predict_batches and fast_dev_run.")
+    if not with_texts and data.noise is not None and "text" in data.noise.corrupt:
+        raise ValueError("Noise on texts is made of tokens, and only features of captions keep it: set --texts true.")
     data.input_spec = data.input_spec or getattr(model, "input_spec", None)
     if ckpt_path is not None:
         model.load_state_dict(torch.load(ckpt_path, map_location="cpu", weights_only=weights_only)["state_dict"])

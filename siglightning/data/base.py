@@ -7,7 +7,7 @@ from typing import Any
 from lightning.pytorch import LightningDataModule, Trainer
 from lightning.pytorch.loops.progress import _ProcessedTracker
 from lightning.pytorch.trainer.states import TrainerFn
-from torch.utils.data import DataLoader, SequentialSampler
+from torch.utils.data import DataLoader
 
 from siglightning.batch import Batch, InputSpec
 from siglightning.data.collate import Collate, LoadedBatch, Sample
@@ -96,6 +96,7 @@ class BaseDataModule(LightningDataModule, ABC):
         self.prompt_templates: list[str] = ["{}"]
         self.input_spec: InputSpec | None = None
         self._sampler: GlobalBatchSampler | None = None
+        self._is_built = False
 
     @abstractmethod
     def build(self, spec: InputSpec) -> None:
@@ -133,14 +134,18 @@ class BaseDataModule(LightningDataModule, ABC):
         Raises:
             ValueError: nobody says what the model wants, a batch does not fit, or Lightning would repeat samples.
         """
-        if self._sampler is not None:
-            return
-        self._check_trainer()
-        self.build(self._find_spec())
-        if self.noise is not None:
-            self.train_set = NoisyDataset(self.train_set, self.noise)
+        if not self._is_built:
+            self._check_trainer()
+            self.build(self._find_spec())
+            self._is_built = True
+            if self.noise is not None:
+                self.train_set = NoisyDataset(self.train_set, self.noise)
+        if self._sampler is None and stage in (None, "fit"):
+            self._sampler = self._make_sampler()
+
+    def _make_sampler(self) -> GlobalBatchSampler:
         overfit = bool(getattr(self.trainer, "overfit_batches", 0))
-        self._sampler = GlobalBatchSampler(
+        return GlobalBatchSampler(
             len(self.train_set),
             self.global_batch_size,
             *self._rank_and_world_size(),
@@ -149,6 +154,9 @@ class BaseDataModule(LightningDataModule, ABC):
             order=None if overfit else self.order(),
             position=None if self.trainer is None else self._trained_position,
         )
+
+    def before_loading(self) -> None:
+        """Last checks, when loaders are made: by then a checkpoint's weights are in the model. Nothing by default."""
 
     def order(self) -> Order | None:
         """The order of training samples where it is not a plain shuffle; asked after :meth:`build`."""
@@ -162,10 +170,13 @@ class BaseDataModule(LightningDataModule, ABC):
     @property
     def example(self) -> Batch:
         """One validation sample as a batch, known after :meth:`setup`; a task that needs others refuses these data."""
-        return self._collate()([self.val_set[0]])
+        batch = self._collate()([self.val_set[0]])
+        batch.pop("truncated", None)
+        return batch
 
     def train_dataloader(self) -> DataLoader[Sample]:
         """This process's share of each global batch, from where training stands."""
+        self.before_loading()
         self.train_set.prepare()
         sampler = self._require_sampler()
         return ResumableLoader(
@@ -187,8 +198,8 @@ class BaseDataModule(LightningDataModule, ABC):
         return [self._evaluation_loader(test_set) for test_set in self.test_sets.values()]
 
     def predict_dataloader(self) -> list[DataLoader[Sample]]:
-        """The test sets again; Lightning's predict loop divides them among processes by itself."""
-        return [self._evaluation_loader(test_set, divide=False) for test_set in self.test_sets.values()]
+        """The test sets again, divided in the same way."""
+        return self.test_dataloader()
 
     def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Batch:
         """Apply on the device what loading processes have only drawn, and count what they had to cut."""
@@ -216,7 +227,7 @@ class BaseDataModule(LightningDataModule, ABC):
             "global_batch_size": self.global_batch_size,
             "steps_per_epoch": self.steps_per_epoch,
             "fingerprint": self.fingerprint,
-            "noise": None if self.noise is None else str(self.noise),
+            "noise": None if self.noise is None else self.noise.identity,
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -247,13 +258,13 @@ class BaseDataModule(LightningDataModule, ABC):
         assert isinstance(total, _ProcessedTracker)
         return divmod(total.processed, self.steps_per_epoch)
 
-    def _evaluation_loader(self, dataset: SampleDataset, divide: bool = True) -> DataLoader[Sample]:
+    def _evaluation_loader(self, dataset: SampleDataset) -> DataLoader[Sample]:
+        self.before_loading()
         rank, world_size = self._rank_and_world_size()
-        divided = EvaluationSampler(len(dataset), rank, world_size)
         return DataLoader(
             dataset,
             batch_size=self.eval_batch_size,
-            sampler=divided if divide else SequentialSampler(dataset),
+            sampler=EvaluationSampler(len(dataset), rank, world_size),
             num_workers=self.num_workers,
             collate_fn=self._collate(),
             pin_memory=self._on_gpu(),

@@ -18,14 +18,15 @@ def recolour(images: Tensor, colour: Tensor) -> Tensor:
     Returns:
         uint8 ``[B, 3, H, W]``, on the device of the pictures.
     """
-    brightness, contrast, saturation, turn = colour.to(images.device).unbind(1)
+    # In fp32 whatever a run's precision is: Lightning casts floats of a batch, and these are pixels in the end.
+    brightness, contrast, saturation, turn = colour.to(images.device, torch.float32).unbind(1)
     pixels = images.flatten(2).float()
-    matrix = _chroma_matrix(saturation, turn)
-    luma = torch.tensor(_LUMA, device=images.device)
-    mean_luma = luma @ pixels.mean(dim=2).T  # which hue and saturation leave as it is
+    luma = torch.tensor(_LUMA, dtype=torch.float32, device=images.device)
     gain = (brightness * contrast)[:, None, None]
-    offset = (brightness * (1 - contrast) * mean_luma)[:, None, None].expand(-1, 3, 1)
     with torch.autocast(images.device.type, enabled=False):
+        matrix = _chroma_matrix(saturation, turn)
+        mean_luma = luma @ pixels.mean(dim=2).T  # which hue and saturation leave as it is
+        offset = (brightness * (1 - contrast) * mean_luma)[:, None, None].expand(-1, 3, 1)
         changed = torch.baddbmm(offset, gain * matrix, pixels)
     return changed.round_().clamp_(0, 255).to(torch.uint8).view(images.shape)
 

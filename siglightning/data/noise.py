@@ -45,6 +45,11 @@ class LabelNoise:
         if not 0 <= self.probability <= 1:
             raise ValueError(f"`noise.probability` must lie between 0 and 1, got {self.probability}.")
 
+    @property
+    def identity(self) -> str:
+        """Equal for noises that strike alike."""
+        return f"{' '.join(sorted(set(self.corrupt)))} {self.probability} {self.seed}"
+
     def struck(self, kind: Corruption, index: NDArray[np.int64]) -> NDArray[np.bool_]:
         """Which of the samples int64 ``[B]`` this kind strikes."""
         if kind not in self.corrupt:
@@ -116,6 +121,6 @@ class NoisyDataset(SampleDataset):
 
     def _replace_text(self, sample: Sample, index: int) -> None:
         if "captions" not in sample or "text_embed" in sample:
-            raise ValueError("Noise on texts needs captions for a tokenizer, which these data do not have.")
+            raise ValueError("Noise on texts needs captions, got none or stored features. Embed them with the noise.")
         sample["random_text"] = (self.noise.seed, index)
         sample["match_id"] = match_number(f"noise {self.noise.seed} {index}")

@@ -124,7 +124,8 @@ class RowSource(Source):
     @property
     @override
     def fingerprint(self) -> str:
-        return digest([str(len(self)).encode(), *self._words()])
+        settings = repr((self.columns, list(self.class_names)))
+        return digest([str(len(self)).encode(), settings.encode(), *self._words()])
 
     def _words(self) -> Iterator[pa.Buffer]:
         """All columns but the pictures, some rows at a time."""

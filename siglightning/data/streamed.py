@@ -1,6 +1,7 @@
 """Samples of a stream, ready for a batch."""
 
 import hashlib
+import os
 from collections.abc import Iterator
 
 from torch import Tensor
@@ -18,7 +19,7 @@ class StreamDataset(PreparedDataset):
     The sampler asks for sample 0, 1, 2 ... of an epoch as of any other data set, so that the number of steps, the
     shares of processes and the position of a resumed run are no business of the stream. What comes is the next sample
     of a stream that each loading process opens for itself at each epoch, seeded by the epoch and the number of the
-    first sample that it is asked for: those numbers differ for all ranks and workers, and after a resume.
+    first sample that it is asked for: those numbers differ for all ranks and workers, and mostly after a resume.
 
     Args:
         stream: where samples come from.
@@ -29,7 +30,7 @@ class StreamDataset(PreparedDataset):
     def __init__(self, stream: SampleStream, preparation: Preparation, log: BadSampleLog | None = None) -> None:
         super().__init__(stream, preparation, log)
         self.stream = stream
-        self._epoch: int | None = None
+        self._opened: tuple[int, int] | None = None
         self._flow: Iterator[tuple[str, RawSample]] = iter(())
         self._bad_in_a_row = 0
 
@@ -39,8 +40,8 @@ class StreamDataset(PreparedDataset):
 
     @override
     def load(self, sample: int, epoch: int) -> tuple[str, RawSample, Tensor]:
-        if epoch != self._epoch:
-            self._epoch = epoch
+        if (epoch, os.getpid()) != self._opened:  # a forked process has not opened what its parent has
+            self._opened = epoch, os.getpid()
             self._flow = self.stream.open(_seed(self.preparation.seed, epoch, sample), self._bad)
         while True:
             key, raw = next(self._flow)

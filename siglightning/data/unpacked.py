@@ -90,7 +90,8 @@ def _unpack(path: Path, column: str, target: Path) -> None:
         notice(f"Unpacking the pictures of {path} ({size / 1e6:,.0f} MB) into {target.parent}, once.")
         rows = max(1, _BATCH_BYTES * file.metadata.num_rows // max(1, size))
         with atomic_write(target) as sink, pa.ipc.new_file(sink, pa.schema([file.schema_arrow.field(column)])) as out:
-            for batch in file.iter_batches(min(rows, file.metadata.num_rows), columns=[column], use_threads=False):
+            at_once = max(1, min(rows, file.metadata.num_rows))  # a part without rows is a file, too
+            for batch in file.iter_batches(at_once, columns=[column], use_threads=False):
                 out.write_batch(batch)
 
 

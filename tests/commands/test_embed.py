@@ -199,6 +199,11 @@ def test_other_captions_of_evaluation_are_other_data(place, capsys):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
+        (["--trainer.limit_predict_batches", "2"], "leave out limit_predict_batches and fast_dev_run"),
+        (
+            ["--data.noise", "{corrupt: [text], probability: 0.5}"],
+            "only features of captions keep it",
+        ),
         (["--views", "0"], "views and shard_size must be at least 1, got 0 and 4096"),
         (["--texts", "true"], "set the network's `freeze_text: true` to lock it"),
         (["--ckpt_path", "nothing.ckpt"], "which does not exist"),
@@ -216,6 +221,32 @@ def test_a_run_directory_is_not_written_into(place, capsys):
     (place / "run" / "config.yaml").write_text("a: 1")
     assert run("embed", write_config("live.json", DATA), "run") == 2
     assert "which holds something else. Choose another --run_dir." in capsys.readouterr().err
+
+
+def test_a_checkpoint_is_evaluated_on_features_of_its_own_tower(place, capsys):
+    """Weights come after the data are set up: the features must be those of the weights that are evaluated."""
+    live, stored = write_config("live.json", DATA), write_config("stored.json", STORED)
+    assert run("fit", live, "run", "--seed_everything", "5") == 0
+    (path,) = (str(p) for p in (place / "run").glob("checkpoints/*.ckpt") if "9" in p.stem)
+    weights = ("--ckpt_path", path)
+    assert run("embed", live, "features") == 0
+    assert run("test", stored, "other", *weights) == 2
+    assert "Expected features of the model's image tower" in capsys.readouterr().err
+    (place / "features").rename(place / "others")
+    assert run("embed", live, "features", *weights) == 0
+    assert run("test", stored, "stored", *weights) == 0
+    assert run("test", live, "live", *weights) == 0
+    lives, storeds = (json.loads(next((place / name).rglob("summary.json")).read_text()) for name in ("live", "stored"))
+    for name, value in lives["validation"].items():
+        assert storeds["validation"][name]["value"] == pytest.approx(value["value"], abs=1e-6), name
+
+
+def test_other_draws_are_other_data_and_no_batch_is_asked_for(place, capsys):
+    config = write_config("live.json", DATA)
+    assert run("embed", config, "features", "--data.init_args.global_batch_size", "1000") == 0
+    for options in (["--data.init_args.seed", "3"], ["--data.noise", "{corrupt: [image], probability: 0.5}"]):
+        assert run("embed", config, "features", *options) == 2
+        assert "holds features with other data" in capsys.readouterr().err
 
 
 def test_weights_of_a_checkpoint_are_embedded_where_one_is_named(place):

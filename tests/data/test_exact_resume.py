@@ -1,12 +1,14 @@
 """Killed at any step and resumed, on any number of processes: every sample is the undisturbed run's, to the byte."""
 
+import json
 import random
 from functools import partial
 
 import pytest
-from witness import seen, train, train_on_this_rank
+from witness import SIZE, seen, train, train_on_this_rank
 from zoo import BATCH, NAMES, make, write_all
 
+from siglightning.batch import InputSpec
 from siglightning.distributed.local import RanksError, preload, run_ranks
 
 STEPS = 11  # the third epoch is cut short; the embedded pictures never end their first one
@@ -76,6 +78,20 @@ def test_killed_at_a_random_step_it_goes_on_with_the_same_bytes(root, undisturbe
 @pytest.mark.parametrize("name", NAMES)
 def test_two_processes_see_the_batches_of_one(undisturbed, on_two, name):
     assert seen(on_two[name]) == {step: undisturbed[name][step] for step in range(5)}
+
+
+def test_predictions_are_made_once_by_any_number_of_processes(root, tmp_path):
+    run_ranks(3, train_on_this_rank, partial(make, root), {"folder": {"folder": str(tmp_path)}})
+    shares = [samples for path in sorted(tmp_path.glob("seen-*")) for samples in seen_ids(path)]
+    module = make(root, "folder")
+    module.input_spec = InputSpec(SIZE, None)
+    module.setup("predict")
+    expected = [module.val_set[number]["id"] for number in range(6)]
+    assert [key for share in shares for key in share] == expected
+
+
+def seen_ids(path):
+    return [samples for _, samples in map(json.loads, path.read_text().splitlines())]
 
 
 @pytest.mark.parametrize("world_size", [1, 3, 4])

@@ -220,6 +220,16 @@ def test_wrong_tables_are_refused(tmp_path, name, content, message):
         TableSource(tmp_path / name)
 
 
+def test_a_tables_fingerprint_is_that_of_how_its_words_are_used(pictures, samples):
+    rows = [row | {"kind": kind} for row, (_, _, _, kind) in zip(records(samples), samples, strict=True)]
+    path, kinds = write("parquet", pictures / "a.parquet", rows), ["animal", "food", "über_uns"]
+    columns = [Columns(label="kind"), Columns(label="kind", weights={"caption": 0.5})]
+    found = {
+        TableSource(path, column, class_names=names).fingerprint for column in columns for names in (kinds, kinds[::-1])
+    }
+    assert len(found) == 4
+
+
 def test_a_tables_fingerprint_is_that_of_its_words(pictures, samples):
     rows = records(samples)
     first = TableSource(write("parquet", pictures / "a.parquet", rows)).fingerprint

@@ -49,6 +49,15 @@ def by_hand(path, row):
     return found["image"], [found["caption"]], found["kind"]
 
 
+def test_a_part_without_rows_is_no_obstacle(tmp_path, rows):
+    """Spark writes such parts."""
+    write(tmp_path / "part-0.parquet", rows[:20])
+    pq.write_table(pa.Table.from_pylist(rows[:1]).slice(0, 0), tmp_path / "part-1.parquet")
+    write(tmp_path / "part-2.parquet", rows[20:])
+    source = TableSource(sorted(tmp_path.glob("part-*.parquet")), COLUMNS)
+    assert [source.read(row).captions for row in (0, 19, 20, 29)] == [[rows[row]["caption"]] for row in (0, 19, 20, 29)]
+
+
 @pytest.mark.parametrize("options", [{}, {"row_group_size": 7}, {"compression": "zstd", "use_dictionary": False}])
 def test_rows_are_those_of_the_parquet_file(tmp_path, rows, options):
     path = write(tmp_path / "table.parquet", rows, **options)

@@ -126,6 +126,19 @@ def test_colour_equals_a_loop_over_pixels(pictures):
     assert 3 <= grays <= 14  # 30 % of 24, and some pictures have no colour
 
 
+def test_colours_do_not_depend_on_the_precision_of_a_run(pictures):
+    """Lightning casts the floats of a batch, and makes its precision torch's default."""
+    placed, colour = augment(pictures, 64, Augmentation(), seed=9, epoch=0, index=np.arange(len(pictures)))
+    expected = recolour(placed, colour)
+    torch.set_default_dtype(torch.float64)
+    try:
+        assert torch.equal(recolour(placed, colour.double()), expected)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(recolour(placed, colour), expected)
+
+
 def test_everything_off_changes_no_pixel(pictures):
     assert torch.equal(run(pictures, OFF), torch.stack(pictures))
 

@@ -37,6 +37,10 @@ class Witness(LightningModule):
     def validation_step(self, batch, batch_idx):
         pass
 
+    def predict_step(self, batch, batch_idx):
+        with open(self.path, "a") as file:
+            file.write(json.dumps([batch_idx, list(batch["id"])]) + "\n")
+
     def configure_optimizers(self):
         return torch.optim.SGD(self.parameters(), lr=1e-3)
 
@@ -58,8 +62,11 @@ class Die(Callback):
             os.kill(os.getpid(), signal.SIGKILL)
 
 
-def train(module, folder, max_steps, resume=None, die_at=None, world_size=1):
-    """Fit on a data module, a checkpoint every second step and at the end; ``folder`` gets records and checkpoints."""
+def train(module, folder, max_steps=0, resume=None, die_at=None, world_size=1):
+    """Fit on a data module, a checkpoint every second step; ``folder`` gets records and checkpoints.
+
+    No steps at all: predict.
+    """
     rank = dist.get_rank() if dist.is_initialized() else 0
     callbacks = [ModelCheckpoint(folder, "{step}", every_n_train_steps=2, save_top_k=-1)]
     trainer = Trainer(
@@ -77,6 +84,9 @@ def train(module, folder, max_steps, resume=None, die_at=None, world_size=1):
         use_distributed_sampler=False,
     )
     witness = Witness(os.path.join(folder, f"seen-{rank}.jsonl"))
+    if not max_steps:
+        trainer.predict(witness, module, return_predictions=False)
+        return
     trainer.fit(witness, module, ckpt_path=resume, weights_only=True if resume else None)
 
 

@@ -1,6 +1,6 @@
 """Features that `siglightning embed` stored, in the place of pictures: for towers that are locked (LiT)."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -81,6 +81,8 @@ class EmbeddingDataModule(BaseDataModule):
         super().__init__(**others)
         self.root = root
         self._index: StoreIndex | None = None
+        self._wanted: Callable[[], Mapping[str, str]] | None = None
+        self._towers: list[str] = []
 
     @override
     def build(self, spec: InputSpec) -> None:
@@ -89,24 +91,43 @@ class EmbeddingDataModule(BaseDataModule):
             state = "is not complete" if index is not None else "holds no stored features"
             raise ValueError(f"{root} {state}. Run `siglightning embed` with this folder as its --run_dir.")
         keys = {} if spec.feature_keys is None else spec.feature_keys()
-        check_key(root, "image", index.keys, keys)
+        require_locked(root, "image", keys)
         with_texts = "text" in index.keys and "text" in keys
-        if with_texts:
-            check_key(root, "text", index.keys, keys)
+        self._wanted, self._towers = spec.feature_keys, ["image", "text"] if with_texts else ["image"]
         sets = {name: StoredDataset(root, name, part, with_texts) for name, part in index.parts.items()}
         self.train_set, self.val_set = sets.pop("train"), sets.pop("val")
         self.test_sets = {**sets} or {"validation": self.val_set}
         self.class_names, self.prompt_templates = index.class_names, index.prompt_templates
         self._index = index
 
+    @override
+    def before_loading(self) -> None:
+        """Compare the keys of the towers as they are now, with a checkpoint's weights."""
+        assert self._index is not None
+        keys = {} if self._wanted is None else self._wanted()
+        for tower in self._towers:
+            check_key(Path(self.root), tower, self._index.keys, keys)
+
     @property
     @override
     def fingerprint(self) -> str:
         """Identity of towers, data and views, 16 hexadecimal digits."""
         assert self._index is not None
-        train = self._index.parts["train"]
-        return digest(
-            [repr(sorted(self._index.keys.items())).encode(), self._index.data.encode(), repr(train).encode()]
+        index = self._index
+        parts = (sorted(index.keys.items()), index.data, index.dtype, index.parts["train"])
+        return digest(repr(part).encode() for part in parts)
+
+
+def require_locked(root: Path, tower: str, wanted: Mapping[str, str]) -> None:
+    """Refuse features for a tower that is to be trained, which has no key.
+
+    Raises:
+        ValueError: it is.
+    """
+    if tower not in wanted:
+        raise ValueError(
+            f"The features in {root} are those of a locked {tower} tower, but this model trains its own: they would be "
+            f"stale after one step. Set the network's `freeze_{tower}: true`, or train on the pictures."
         )
 
 
@@ -114,13 +135,8 @@ def check_key(root: Path, tower: str, stored: Mapping[str, str], wanted: Mapping
     """Refuse features that are not the model's.
 
     Raises:
-        ValueError: the tower is trained, or another one made the features.
+        ValueError: another tower made them.
     """
-    if tower not in wanted:
-        raise ValueError(
-            f"The features in {root} are those of a locked {tower} tower, but this model trains its own: they would be "
-            f"stale after one step. Set the network's `freeze_{tower}: true`, or train on the pictures."
-        )
     if stored.get(tower) != wanted[tower]:
         raise ValueError(
             f"Expected features of the model's {tower} tower (key {wanted[tower]}), got those of another "
