@@ -161,7 +161,57 @@ trainer: {max_steps: 6, accelerator: cpu, enable_progress_bar: false, log_every_
 """
 
 
-def test_a_fit_on_a_folder_with_bad_pictures_finishes(root_with_bad, tmp_path, monkeypatch, capsys):
+def odd_contents():
+    """Pictures that are unusual and good: they must arrive, each as it is meant."""
+    picture = Image.fromarray(pixels(30))
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    gray = np.asarray(picture.convert("L")).astype(np.uint16) * 257
+    frames = {"save_all": True, "append_images": [picture.rotate(90)]}
+    return {
+        "cmyk.jpg": encoded(picture.convert("CMYK"), "JPEG"),
+        "palette.png": encoded(picture.quantize(16), "PNG"),
+        "sixteen_bits.png": encoded(gray, "PNG"),
+        "animated.gif": encoded(picture, "GIF", **frames),
+        "scan.tiff": encoded(picture, "TIFF"),
+        "turned.jpg": encoded(picture, "JPEG", exif=turned),
+        "transparent.webp": encoded(picture.convert("RGBA"), "WEBP"),
+    }
+
+
+def test_a_fit_takes_odd_pictures_and_replaces_bad_ones(root_with_bad, tmp_path, monkeypatch, capsys):
+    for name, content in odd_contents().items():
+        (root_with_bad / "big_dogs" / name).write_bytes(content)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "small.yaml").write_text(SMALL)
+    data = ["--data=FolderDataModule", f"--data.root={root_with_bad}", "--data.global_batch_size=16"]
+    bad = ["--data.max_bad_fraction=0.5", "--data.num_workers=2"]
+    code = main(["fit", "--config", "small.yaml", *data, *bad, "--run_dir", "run"])
+    assert code == 0, "".join(capsys.readouterr())
+    lines = [json.loads(line) for line in (tmp_path / "run" / "bad_samples.jsonl").read_text().splitlines()]
+    assert {line["key"] for line in lines} == {f"cats/00_{name}" for name in bad_contents()}
+    table = FolderSource(root_with_bad)
+    assert {f"big_dogs/{name}" for name in odd_contents()} <= {table.key(number) for number in range(len(table))}
+
+
+def test_a_fit_replaces_bad_captions_and_cuts_long_ones(root, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "small.yaml").write_text(SMALL)
+    paths = sorted(f"pictures/{path.parent.name}/{path.name}" for path in root.rglob("*.png"))
+    captions = [f"drawing {number}".encode() for number in range(40)]
+    captions[7:10] = [b"", b"caf\xe9 au lait", b"very " * 20_000 + b"long"]
+    lines = [path.encode() + b"," + caption for path, caption in zip(paths, captions, strict=True)]
+    (tmp_path / "pairs.csv").write_bytes(b"image,caption\n" + b"\n".join(lines) + b"\n")
+    data = ["--data=TableDataModule", "--data.train=pairs.csv", "--data.global_batch_size=12"]
+    code = main(["fit", "--config", "small.yaml", *data, "--data.max_bad_fraction=0.5", "--run_dir", "run"])
+    said = "".join(capsys.readouterr())
+    assert code == 0, said
+    log = [json.loads(line) for line in (tmp_path / "run" / "bad_samples.jsonl").read_text().splitlines()]
+    assert {line["key"]: line["reason"] for line in log} == {paths[7]: "empty caption", paths[8]: "not UTF-8"}
+    assert "captions were longer than the model's context and lost their end" in said
+
+
+def test_a_fit_on_a_folder_with_bad_pictures_is_evaluated(root_with_bad, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "small.yaml").write_text(SMALL)
     data = ["--data=FolderDataModule", f"--data.root={root_with_bad}", "--data.global_batch_size=16"]
