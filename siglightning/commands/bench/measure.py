@@ -143,10 +143,11 @@ def _memory(name: str, work: Workload) -> Memory:
     step = _Step(forms()[name], work)
     ctypes.CDLL(None).malloc_trim(0)  # memory that the C library keeps at hand would hide growth
     dist.barrier()
-    sent, resident = _sent_bytes(), _status_kib("VmRSS")
+    sent, resident, code = _sent_bytes(), _status_kib("VmRSS"), _status_kib("RssFile")
     Path("/proc/self/clear_refs").write_text("5")  # resets VmHWM, the high-water mark
     saved = step.run_and_count()
-    peak = _status_kib("VmHWM")
+    # Pages of libraries that are used for the first time come in as the system likes, up to tens of MiB at once.
+    peak = _status_kib("VmHWM") - max(0, _status_kib("RssFile") - code)
     dist.barrier()
     sent_mib = (_sent_bytes() - sent) / work.world_size / 2**20
     return Memory((peak - resident) / 1024, saved / 2**20, sent_mib)
