@@ -74,6 +74,7 @@ class RequestedBatches(Dataset[tuple[Request, Batch, list[Sample]]]):
     def __getitem__(self, request: Request) -> tuple[Request, Batch, list[Sample]]:
         samples = self.samples.__getitems__([SampleKey(row, request.view) for row in request.rows])
         kept = ("id", "captions", "match_id", "label")
+        # Names of Sample all of them, which the type checker cannot see.
         rest = [{name: sample[name] for name in kept if name in sample} for sample in samples]  # type: ignore[literal-required]
         return request, self.collate(samples), rest  # type: ignore[return-value]
 

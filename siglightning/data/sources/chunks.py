@@ -110,7 +110,7 @@ class Chunks:
         path = process.path(chunk)
         for _ in range(_TRIES):
             try:
-                file = open(path, "rb")  # noqa: SIM115
+                file = open(path, "rb")  # noqa: SIM115  # the caller closes it
             except FileNotFoundError:
                 if self._url is None:
                     raise BadSampleError("unreadable", f"{path} is gone") from None
@@ -262,6 +262,6 @@ def _cache_folder(parent: str | None, index: Mapping[str, Any]) -> Path:
 def _require_litdata() -> None:
     """Raise ``ValueError`` where the library is missing."""
     try:
-        import litdata  # noqa: F401
+        import litdata  # noqa: F401  # to see whether it is there
     except ImportError as error:
         raise ValueError('Chunks of litdata need an extra: pip install "siglightning[litdata]".') from error

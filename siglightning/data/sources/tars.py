@@ -109,7 +109,7 @@ class TarSource(Source):
         return content
 
     def _descriptor(self, tar: int) -> int:
-        handle = self._open.pop(tar, None) or open(self._paths[tar], "rb", buffering=0)  # noqa: SIM115
+        handle = self._open.pop(tar, None) or open(self._paths[tar], "rb", buffering=0)  # noqa: SIM115  # stays open
         self._open[tar] = handle  # the last to be closed
         if len(self._open) > _OPEN_TARS:
             self._open.pop(next(iter(self._open))).close()
