@@ -1,5 +1,6 @@
 """Writes what `predict` makes, one table for each set."""
 
+import json
 import re
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,8 @@ _PART = re.compile(r"\.(?P<name>.+)\.part-(?P<rank>\d+)")
 class PredictionWriter(Callback):
     """Streams predictions into ``<run directory>/<set>.<format>``, one whole file for each set.
 
-    Embeddings and logits are columns beside ``id``, one row a picture. Labels have one row a picture and label, best
+    Embeddings, the best class and logits are columns beside ``id``, one row a picture; the logits' order is that of
+    ``class_names.json``, written beside them. Labels have one row a picture and label, best
     first: ``id``, ``label``, ``score``, ``passed`` (the threshold) and ``rank``. Several processes write their parts
     beside each other, into a directory that all of them see; the first one joins them in the order of the set.
 
@@ -37,12 +39,15 @@ class PredictionWriter(Callback):
         self.format: Format = format
         self.labels_per_image = labels_per_image
         self._parts: dict[Path, TablePart] = {}
+        self._class_names: list[str] = []
+        self._writes_logits = False
 
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Remove what a killed process left, lest it be joined."""
         if trainer.is_global_zero:
             for part in _found(Path(trainer.default_root_dir)):
                 part.unlink()
+            self._class_names = list(getattr(pl_module, "class_names", None) or ())
         trainer.strategy.barrier("predictions: leftovers removed")
 
     def on_predict_batch_end(
@@ -57,6 +62,7 @@ class PredictionWriter(Callback):
         """Append one batch; nothing where a task keeps its predictions for itself."""
         if not outputs:
             return
+        self._writes_logits = "logits" in outputs if isinstance(outputs, dict) else False
         columns = outputs.columns(self.labels_per_image) if isinstance(outputs, LabelScores) else outputs
         arrays = {name: _column(value) for name, value in columns.items() if value is not None}
         rows = len(next(array for name, array in arrays.items() if name != "text_embed"))  # captions may be more
@@ -80,6 +86,9 @@ class PredictionWriter(Callback):
         parts: dict[str, list[Path]] = {}
         for part in _found(Path(trainer.default_root_dir)):
             parts.setdefault(_match(part)["name"], []).append(part)
+        if self._writes_logits:
+            path = Path(trainer.default_root_dir) / "class_names.json"
+            path.write_text(json.dumps(self._class_names, ensure_ascii=False, indent=1) + "\n")
         for name, of_set in parts.items():
             path = Path(trainer.default_root_dir) / name
             join_parts(of_set, path, self.format)

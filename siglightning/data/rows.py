@@ -206,11 +206,26 @@ class RowSource(Source):
         self.languages = dict(zip(names, np.bincount(codes[codes >= 0], minlength=len(names)).tolist(), strict=True))
         self.row_languages = None if listed else codes.astype(np.int64)
 
+    def _require_labels(self, column: pa.ChunkedArray, names: Sequence[str]) -> None:
+        """Refuse rows without a label: whether theirs is unknown, or none applies, is not for us to guess."""
+        coded = column.combine_chunks().dictionary_encode()
+        blank = [_is_blank(_word(value)) and value not in names for value in coded.dictionary.to_pylist()]
+        codes = coded.indices.fill_null(len(blank)).to_numpy(zero_copy_only=False)
+        rows = np.flatnonzero(np.array([*blank, True])[codes])
+        if len(rows):
+            raise ValueError(
+                f"Expected a label in every row of {self._where}, got {len(rows)} of {len(column)} without in column "
+                f"{self.columns.label!r}, the first of them row {rows[0] + 1}. Fill them in, remove these rows, leave "
+                "`columns.label` out, or give lists of labels, which may be empty."
+            )
+
     def _name_classes(self, column: pa.ChunkedArray, names: Sequence[str] | None) -> None:
         listed = is_list(column.type)
         found = pc.unique(pc.list_flatten(column) if listed else column).drop_null().to_pylist()
         words = sorted((_word(value) for value in found), key=lambda word: (isinstance(word, str), word))
-        self.one_label = not listed and column.null_count == 0
+        self.one_label = not listed
+        if self.one_label:
+            self._require_labels(column, names or ())
         if names is None:
             self.class_names = [str(word) for word in words]
             self._label_numbers = {word: number for number, word in enumerate(words)}
@@ -291,6 +306,11 @@ def _text(value: Any, errors: str = "strict") -> str:
         except UnicodeDecodeError as error:
             raise BadSampleError("not UTF-8", repr(value[:40])) from error
     return "" if value is None else str(value)
+
+
+def _is_blank(word: Any) -> bool:
+    """Whether a label tells nothing: an empty text, NaN, or a number below 0, as some write it."""
+    return not word.strip() if isinstance(word, str) else not word >= 0
 
 
 def _word(value: Any) -> Any:

@@ -77,6 +77,14 @@ class ExampleImages:
         for row, image in other._images.items():
             self._consider(first_row + row, image, other._priority[row])
 
+    def taken(self, rows: Sequence[int]) -> "ExampleImages":
+        """What is kept of some rows, which are then numbered anew in the order given."""
+        new = ExampleImages(self.num_images)
+        for number, row in enumerate(rows):
+            if row in self._images:
+                new._images[number], new._priority[number] = self._images[row], self._priority[row]
+        return new
+
     @property
     def by_row(self) -> dict[int, Tensor]:
         """Kept images by row number, in ascending order."""

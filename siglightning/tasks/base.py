@@ -97,25 +97,6 @@ class BaseTask(LightningModule):
                 f"only {', '.join(sorted(contents))}. {_REMEDIES.get(missing[0], '')}".rstrip()
             )
 
-    def require_labels(self, *, multi_hot: bool) -> None:
-        """Refuse data without labels or with the other kind; called where :meth:`require_in_batch` is.
-
-        Args:
-            multi_hot: whether a picture may have several classes, float ``[B, C]``, or has one, int64 ``[B]``.
-
-        Raises:
-            ValueError: the data module shows an ``example`` that differs.
-        """
-        self.require_in_batch("label")
-        data = getattr(self.trainer, "datamodule", None)
-        example: Batch | None = getattr(data, "example", None)
-        if example is not None and (example["label"].ndim == 2) != multi_hot:
-            wanted, given = ("several classes", "one") if multi_hot else ("one class", "several")
-            raise ValueError(
-                f"{type(self).__name__} needs {wanted} for each picture, but {type(data).__name__} gives {given}. "
-                "Choose a task for these labels, or other data."
-            )
-
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """Build groups, optimizer and schedule; the table of groups is shown and logged."""
         parts = self.parts()

@@ -1,7 +1,7 @@
 """What tasks with a classifier share: its classes, its checkpoint, and what it says of whole evaluation sets."""
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.distributed as dist
@@ -13,8 +13,9 @@ from siglightning.evaluation import Evaluation
 from siglightning.evaluation.classification import Predictions
 from siglightning.models import ImageEncoder
 from siglightning.runtime.checkpoint import require_same_state
+from siglightning.runtime.processes import notice
 from siglightning.tasks.base import BaseTask
-from siglightning.tasks.collected import CollectedSet
+from siglightning.tasks.collected import CollectedSet, ids_of
 
 _INIT_STD = 0.01  # of the classifier's weights: first answers are nearly equal, and the first loss is log C
 
@@ -47,6 +48,8 @@ class ClassifierTask(BaseTask):
         self.head = None
         self.predictions, self.evaluations = {}, {}
         self._sets: dict[int, CollectedSet] = {}
+        self._predicted: dict[int, set[str]] = {}
+        self._left_out = 0
         if num_classes is not None:
             self._make_head(num_classes)
 
@@ -128,6 +131,7 @@ class ClassifierTask(BaseTask):
         group = None if self.trainer.world_size == 1 else dist.group.WORLD
         shares = [self._sets.pop(index, CollectedSet()) for index in range(len(names))]
         wholes = [share.gathered(group) for share in shares]
+        self._tell_repeated(names, wholes)
         found = {name: whole for name, whole in zip(names, wholes, strict=True) if whole is not None and whole.ids}
         self.predictions = {name: whole.predictions(self.class_names) for name, whole in found.items()}
         self.evaluations = {name: evaluation_of(name, each) for name, each in self.predictions.items()}
@@ -141,10 +145,66 @@ class ClassifierTask(BaseTask):
         """Names of the test sets, in the order of their ``count`` loaders."""
         return getattr(self.datamodule, "test_set_names", None) or [f"set {index}" for index in range(count)]
 
+    def begin_prediction(self) -> None:
+        """Forget which pictures have been predicted."""
+        self._predicted, self._left_out = {}, 0
+
+    def first_seen(self, batch: Batch, count: int, dataloader_idx: int) -> list[int]:
+        """Rows of a batch of ``count`` pictures that have not come before in this prediction.
+
+        A picture that cannot be read is replaced by another one, which also comes by itself and must not be told twice.
+        """
+        ids = ids_of(batch, 0, count)
+        if "id" not in batch:
+            return list(range(count))
+        seen = self._predicted.setdefault(dataloader_idx, set())
+        rows = [row for row, key in enumerate(ids) if key not in seen and key not in ids[:row]]
+        seen.update(ids)
+        self._left_out += count - len(rows)
+        return rows
+
+    def best_classes(
+        self, batch: Batch, dataloader_idx: int, activation: Literal["softmax", "sigmoid"]
+    ) -> dict[str, Any]:
+        """The best class of each picture of a batch that has not come before.
+
+        Returns:
+            ``id``; ``prediction``, a class's name; its ``probability``; ``label``, the true class's name, or ``None``
+            where the data do not tell one; ``logits`` float32 ``[B, C]``, in the order of :attr:`class_names`.
+        """
+        logits = self.classify(self.features(batch)).float()
+        rows, ids = self.first_seen(batch, len(logits), dataloader_idx), ids_of(batch, 0, len(logits))
+        logits = logits[rows]
+        probability, best = (logits.softmax(1) if activation == "softmax" else logits.sigmoid()).max(1)
+        return {
+            "id": [ids[row] for row in rows],
+            "prediction": [self.class_names[column] for column in best.tolist()],
+            "probability": probability,
+            "label": self._true_names(batch, rows),
+            "logits": logits,
+        }
+
+    @override
+    def on_predict_end(self) -> None:
+        """Say how many pictures have no prediction."""
+        if self._left_out:
+            notice(f"{self._left_out} pictures could not be read, or came twice, and have no prediction of their own.")
+
     @property
     def datamodule(self) -> Any:
         """The Trainer's data module; ``None`` without one."""
         return getattr(self._trainer, "datamodule", None)
+
+    def _tell_repeated(self, names: Sequence[str], wholes: Sequence[CollectedSet | None]) -> None:
+        for name, whole in zip(names, wholes, strict=True):
+            if whole is not None and whole.repeated:
+                notice(f"{whole.repeated} pictures of {name!r} could not be read, or came twice, and do not count.")
+
+    def _true_names(self, batch: Batch, rows: list[int]) -> list[str] | None:
+        same = getattr(self.datamodule, "class_names", None) == self.class_names
+        if "label" not in batch or batch["label"].ndim != 1 or not same:
+            return None
+        return [self.class_names[label] for label in batch["label"][rows].tolist()]
 
     def _take_classes(self, names: list[str], where: str) -> None:
         """Make the classifier, or check that it has these classes."""

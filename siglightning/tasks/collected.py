@@ -25,6 +25,8 @@ class CollectedSet:
         labels: as in the batches, in pieces.
         examples: a few pictures.
         mistakes: pictures with one label whose prediction is wrong, those with the highest cross entropy.
+        has_ids: whether the data tell the pictures' keys.
+        repeated: pictures that were left out of the whole set since they had come before.
     """
 
     ids: list[str] = field(default_factory=list)
@@ -32,10 +34,13 @@ class CollectedSet:
     labels: list[Tensor] = field(default_factory=list)
     examples: ExampleImages = field(default_factory=lambda: ExampleImages(SHOWN))
     mistakes: ExampleImages = field(default_factory=lambda: ExampleImages(MISTAKES))
+    has_ids: bool = False
+    repeated: int = 0
 
     def add(self, batch: Batch, logits: Tensor) -> None:
         """Take a batch and its logits ``[B, C]``."""
         first = len(self.ids)
+        self.has_ids = "id" in batch
         self.ids.extend(ids_of(batch, first, len(logits)))
         self.logits.append(logits.float().cpu())
         if "label" in batch:
@@ -46,20 +51,42 @@ class CollectedSet:
                 self.mistakes.offer(first, batch["image"], _fitness(self.logits[-1], self.labels[-1]))
 
     def gathered(self, group: dist.ProcessGroup | None) -> "CollectedSet | None":
-        """The whole set on the group's first process, to which all others send theirs once; else ``None``."""
+        """The whole set on the group's first process, to which all others send theirs once; else ``None``.
+
+        Each picture counts once: one that cannot be read is replaced by another one, which also comes by itself.
+        """
         if group is None:
-            return self
+            return self.without_repeats()
         stretches: list[Any] | None = [self] * group.size() if group.rank() == 0 else None
         dist.gather_object(self, stretches, group=group, group_dst=0)
         if stretches is None:
             return None
-        joined = CollectedSet(examples=stretches[0].examples)
+        joined = CollectedSet(examples=stretches[0].examples, has_ids=any(stretch.has_ids for stretch in stretches))
         for stretch in stretches:
             joined.mistakes.absorb(stretch.mistakes, len(joined.ids))
             joined.ids += stretch.ids
             joined.logits += stretch.logits
             joined.labels += stretch.labels
-        return joined
+        return joined.without_repeats()
+
+    def without_repeats(self) -> "CollectedSet":
+        """The set without rows whose key and labels have both come before."""
+        labels = torch.cat(self.labels).tolist() if self.labels else [None] * len(self.ids)
+        pairs = [(key, str(label)) for key, label in zip(self.ids, labels, strict=True)]
+        first = {pair: row for row, pair in reversed(list(enumerate(pairs)))}
+        if not self.has_ids or len(first) == len(pairs):
+            return self
+        rows = sorted(first.values())
+        index = torch.tensor(rows)
+        return CollectedSet(
+            [self.ids[row] for row in rows],
+            [torch.cat(self.logits)[index]],
+            [torch.cat(self.labels)[index]] if self.labels else [],
+            self.examples.taken(rows),
+            self.mistakes.taken(rows),
+            self.has_ids,
+            len(pairs) - len(rows),
+        )
 
     def predictions(self, class_names: list[str]) -> Predictions:
         """All of it.

@@ -1,8 +1,7 @@
 """Fine-tuning of an image tower as a classifier: its head alone, its last blocks, or all of it."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from lightning.pytorch import Trainer
@@ -18,39 +17,16 @@ from siglightning.batch import Batch, InputSpec
 from siglightning.distributed.strategy import group_of, require_whole_parameters
 from siglightning.distributed.watch import forget, set_step
 from siglightning.evaluation import Evaluation, MetricValue
-from siglightning.evaluation.classification import Predictions, classification_metrics
+from siglightning.evaluation.classification import Predictions
+from siglightning.evaluation.label_metrics import hits, label_metrics
 from siglightning.losses import sigmoid_loss
 from siglightning.losses.classification import ClassificationLoss, check_labels
 from siglightning.models import ImageEncoder, TwoTower
 from siglightning.optim import GroupRule, Schedule, freeze
 from siglightning.tasks.base import adamw
 from siglightning.tasks.classifier import ClassifierTask
+from siglightning.tasks.objective import Objective
 from siglightning.tasks.unfreezing import Trained, describe_stages, first_epochs, left_to_train, still_frozen
-
-
-@dataclass(frozen=True)
-class Objective:
-    """Parts of the loss and their weights.
-
-    Args:
-        classification: weight of the classifier's loss.
-        contrastive: weight of the sigmoid loss between the pictures and their class prompts, which needs a network with
-            a text tower. Prompts are the captions that the data make of class names (``templates``); pictures of one
-            class match each other's. A softmax over a batch would take those for negatives, and is not offered.
-
-    Raises:
-        ValueError: a negative weight, or nothing to learn.
-    """
-
-    classification: float = 1.0
-    contrastive: float = 0.0
-
-    def __post_init__(self) -> None:
-        if min(self.classification, self.contrastive) < 0 or self.classification + self.contrastive == 0:
-            raise ValueError(
-                "Expected weights of at least 0, one of them positive, got `objective.classification` "
-                f"{self.classification} and `objective.contrastive` {self.contrastive}."
-            )
 
 
 class FineTuneTask(ClassifierTask):
@@ -61,8 +37,12 @@ class FineTuneTask(ClassifierTask):
     dual loss of A-CLIP-style training; ``micro_batch_size`` of the network makes 64 slices of 64 pictures one exact
     batch of 4,096.
 
+    Labels are one class a picture, or, for every loss but cross entropy, several (float ``[B, C]``, multi-hot): the
+    accuracy is then the share of pictures whose highest class is one of theirs, and validation and tests measure mAP,
+    F1 at a probability of one half, and calibration.
+
     Validation and tests leave :attr:`predictions` and :attr:`evaluations`. A run keeps the weights with the best
-    ``val/acc``, its :attr:`monitor`.
+    :attr:`monitor`: ``val/acc``, or ``val/mAP`` for several labels a picture.
 
     Args:
         network: the image tower, or two towers.
@@ -80,8 +60,6 @@ class FineTuneTask(ClassifierTask):
         ValueError: contrastive training without a text tower, or more blocks than the tower has.
     """
 
-    monitor = "val/acc"
-
     resumes_epoch_means = True  # those of an epoch that a stop has cut cover all of it
 
     def __init__(
@@ -89,7 +67,7 @@ class FineTuneTask(ClassifierTask):
         network: ImageEncoder,
         train: Trained = "linear",
         loss: ClassificationLoss = ClassificationLoss(),  # noqa: B008  # frozen: nobody can change the default
-        objective: Objective = Objective(),
+        objective: Objective = Objective(),  # noqa: B008
         num_classes: int | None = None,
         optimizer: OptimizerCallable = adamw,
         schedule: Schedule = Schedule(warmup_steps=0.1),  # noqa: B008
@@ -106,6 +84,7 @@ class FineTuneTask(ClassifierTask):
         self.begin_classifier(network, num_classes)
         self.trained, self.loss, self.objective = train, loss, objective
         self._begins = first_epochs(network.image_tower, train)
+        self.monitor = "val/acc"
         self._freeze_tower()
         tokenizer = network.tokenizer if objective.contrastive else None
         self.input_spec = InputSpec(network.image_size, tokenizer, network.feature_keys)
@@ -131,11 +110,12 @@ class FineTuneTask(ClassifierTask):
         """Check that data, network and objective belong together.
 
         Raises:
-            ValueError: data without labels, with several for a picture, or with other classes; accumulation that would
-                be another objective; slices that do not fill the batch or cut BatchNorm.
+            ValueError: data without labels, with several for a picture where the loss or the prompts know one, or with
+                other classes; accumulation that would be another objective; slices that do not fill the batch or cut
+                BatchNorm.
         """
         if stage != "predict":
-            self.require_labels(multi_hot=False)
+            self._require_labels_of_loss()
         self.configure_model()
         super().setup(stage)
         if stage == "fit":
@@ -207,7 +187,7 @@ class FineTuneTask(ClassifierTask):
         logits = self.classify(features)
         classification = self.loss(logits, batch["label"])
         loss = self.objective.classification * classification
-        values = {"acc": (logits.detach().argmax(1) == batch["label"]).float().mean()}
+        values = {"acc": hits(logits.detach(), batch["label"]).mean()}
         if self.objective.contrastive:
             contrastive = self._contrastive(features, batch)
             loss = loss + self.objective.contrastive * contrastive
@@ -264,11 +244,13 @@ class FineTuneTask(ClassifierTask):
     def on_predict_start(self) -> None:
         """Refuse to predict without classes, before the first picture."""
         self.require_head()
+        self.begin_prediction()
 
     @override
     def predict_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> dict[str, Any]:
-        """Of one batch ``id``, and ``logits`` float32 ``[B, C]`` in the order of :attr:`class_names`."""
-        return {"id": batch.get("id"), "logits": self.classify(self.features(batch)).float()}
+        """Columns of :meth:`best_classes`: shares are softmax after cross entropy, else sigmoid."""
+        activation: Literal["softmax", "sigmoid"] = "softmax" if self.loss.name == "cross_entropy" else "sigmoid"
+        return self.best_classes(batch, dataloader_idx, activation)
 
     @property
     def epoch(self) -> int:
@@ -294,10 +276,24 @@ class FineTuneTask(ClassifierTask):
         )
 
     def _evaluation(self, name: str, predictions: Predictions, num_resamples: int) -> Evaluation:
-        metrics = classification_metrics(predictions, num_resamples)
-        loss = self.loss(predictions.logits, predictions.one_label).item()
+        metrics = label_metrics(predictions, num_resamples)
         unknown = float("nan")
-        return Evaluation(name, {"loss": MetricValue(loss, unknown, unknown, unknown, len(predictions.ids)), **metrics})
+        assert predictions.labels is not None  # `label_metrics` asks for them
+        value = self.loss(predictions.logits, predictions.labels).item()
+        loss = MetricValue(value, unknown, unknown, unknown, len(predictions.ids))
+        return Evaluation(name, {"loss": loss, **metrics})
+
+    def _require_labels_of_loss(self) -> None:
+        """Refuse several labels a picture where only one can be learnt."""
+        self.require_in_batch("label")
+        several = getattr(self.datamodule, "example", {"label": torch.empty(0)})["label"].ndim == 2
+        if several and (self.loss.name == "cross_entropy" or self.objective.contrastive):
+            what = "The loss cross_entropy" if self.loss.name == "cross_entropy" else "`objective.contrastive`"
+            raise ValueError(
+                f"{what} needs one class for each picture, but {type(self.datamodule).__name__} gives several. Set "
+                "`model.init_args.loss: {name: bce}` without prompts, or take data with one."
+            )
+        self.monitor = "val/mAP" if several else "val/acc"
 
     def _count(self, loss: Tensor, right: Tensor) -> None:
         values = torch.stack([loss.float(), right, torch.ones_like(right)])

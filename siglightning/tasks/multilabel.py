@@ -100,8 +100,6 @@ class MultiLabelTask(ClassifierTask):
         self.reliability: dict[str, dict[str, ReliabilityBins]] = {}
         self._held_out: Predictions | None = None
         self._class_embeds: Tensor | None = None
-        self._predicted: dict[int, set[str]] = {}
-        self._left_out = 0
 
     @property
     def needs_held_out(self) -> bool:
@@ -190,7 +188,7 @@ class MultiLabelTask(ClassifierTask):
     @override
     def on_predict_start(self) -> None:
         """Encode the prompts, and fit."""
-        self._predicted, self._left_out = {}, 0
+        self.begin_prediction()
         self._begin()
 
     @override
@@ -222,19 +220,7 @@ class MultiLabelTask(ClassifierTask):
         truths = self._truths(batch)
         ids = ids_of(batch, 0, len(scores))
         found = LabelScores(ids, scores, passed, self.class_names, self.decision.thresholds, truths)
-        if "id" not in batch:
-            return found
-        seen = self._predicted.setdefault(dataloader_idx, set())
-        rows = [row for row, key in enumerate(ids) if key not in seen and key not in ids[:row]]
-        seen.update(ids)
-        self._left_out += len(ids) - len(rows)
-        return found.taken(rows)
-
-    @override
-    def on_predict_end(self) -> None:
-        """Say how many pictures have no labels."""
-        if self._left_out:
-            notice(f"{self._left_out} pictures could not be read, or came twice, and have no labels of their own.")
+        return found.taken(self.first_seen(batch, len(scores), dataloader_idx))
 
     def _begin(self) -> None:
         """What must be known before the first picture, the same on every process."""

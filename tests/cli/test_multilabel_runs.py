@@ -2,6 +2,7 @@
 
 import csv
 import json
+from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
@@ -151,14 +152,19 @@ def test_a_fit_is_reported_before_and_after_and_serves_pictures_without_labels(c
     assert len(list((trained / "run" / "predict" / "cards" / "pictures").glob("*.png"))) == 9
 
 
-def test_a_classifiers_logits_are_written_one_row_a_picture(call, trained):
+def test_a_classifiers_answers_are_written_one_row_a_picture(call, trained):
     (checkpoint,) = (trained / "run" / "checkpoints").glob("best-*.ckpt")
     code, out = call("predict", "fit.yaml", "--run_dir=logits", f"--ckpt_path={checkpoint}")
     assert code == 0, out
     table = pq.read_table(trained / "logits" / "predict" / "test.parquet").to_pydict()
     expected = logits_by_hand(trained, sorted((trained / "tree" / "test").rglob("*.png")))
-    assert list(table) == ["id", "logits"]
+    assert list(table) == ["id", "prediction", "probability", "label", "logits"]
     torch.testing.assert_close(torch.tensor(table["logits"]), expected, rtol=1e-4, atol=1e-5)  # batches of another size
+    names = json.loads((trained / "logits" / "predict" / "class_names.json").read_text())
+    best, columns = expected.softmax(1).max(1)
+    assert table["probability"] == pytest.approx(best.tolist(), rel=1e-4)
+    assert table["prediction"] == [names[column] for column in columns.tolist()]
+    assert table["label"] == [Path(key).parent.name for key in table["id"]]
 
 
 def test_validation_reports_a_fixed_temperature(call):

@@ -46,7 +46,7 @@ def refusal(kind, task):
         return "needs label in every batch, but MODULE gives only "
     if task is MultiLabelTask or kind.labels == "one":
         return None
-    return "needs one class for each picture, but MODULE gives several. Choose a task for these labels, or other data."
+    return "The loss cross_entropy needs one class for each picture, but MODULE gives several."
 
 
 PAIRS = [(name, task) for name in ALL for task in TASKS]

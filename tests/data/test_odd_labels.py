@@ -51,7 +51,6 @@ def built(module):
     [
         ([0, 1, 2, 3], r"column 'y' of .*table\.csv to be among the 3 class_names, got \[3\]\. Name every class in its "
          r"place: the number 0 is the first of them, 2 the last\."),
-        ([0, 1, -1, 2], r"among the 3 class_names, got \[-1\]\."),
         ([1, 2, 3, 1], r"among the 3 class_names, got \[3\]\."),  # counted from 1
         (["a", "b", "x", "c"], r"among the 3 class_names, got \['x'\]\."),
     ],
@@ -60,6 +59,18 @@ def test_a_label_without_a_name_is_refused(tmp_path, labels, message):
     with pytest.raises(ValueError, match=message) as caught:
         built(table(write_table(tmp_path, labels), class_names=["a", "b", "c"]))
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        (["a", "", "b", "  "] * 3, r"in every row of .*table\.csv, got 6 of 12 without in column 'y'.* row 2\. Fill"),
+        ([0, 1, -1, 1], r"got 1 of 4 without in column 'y', the first of them row 3\."),
+    ],
+)
+def test_rows_without_a_label_are_refused(tmp_path, labels, message):
+    with pytest.raises(ValueError, match=message):
+        built(table(write_table(tmp_path, labels)))
 
 
 def test_numbers_from_one_are_classes_of_their_own_names(tmp_path):
@@ -135,7 +146,7 @@ def test_counts_of_classes_are_those_of_the_samples(tmp_path):
     ]
     (tmp_path / "table.jsonl").write_text("\n".join(lines))
     several = table(str(tmp_path / "table.jsonl")).open_parts().train
-    single = table(write_table(tmp_path, ["c", "a", "", "a"]), class_names=["a", "b", "c", ""]).open_parts().train
+    single = table(write_table(tmp_path, ["c", "a", "d", "a"]), class_names=["a", "b", "c", "d"]).open_parts().train
     files = FilesSource(".", list("wxyz"), np.array([[0, 2], [2, -1], [-1, -1], [1, 0]]), ["a", "b", "c"])
     for source in (several, single, files):
         for rows in (np.arange(len(source)), np.array([3, 0]), np.array([], dtype=np.int64)):

@@ -8,6 +8,7 @@ import torch
 from finetuning import STEPS, Weights, encoder, pictures, sgd, task, trainer, two_tower
 from lightning.pytorch.callbacks import EMAWeightAveraging
 from torch.nn import functional
+from torchmetrics.functional.classification import multilabel_average_precision
 
 from siglightning.losses.classification import ClassificationLoss
 from siglightning.models import ImageEncoder, TowerConfig
@@ -17,7 +18,8 @@ from siglightning.optim import GroupRule, Schedule
 from siglightning.runtime.checkpoint import AtomicCheckpointIO
 from siglightning.runtime.run_checkpoint import RunCheckpoint
 from siglightning.tasks import FineTuneTask
-from siglightning.tasks.finetune import Objective
+from siglightning.tasks.collected import CollectedSet
+from siglightning.tasks.objective import Objective
 from siglightning.tasks.unfreezing import LastBlocks, first_epochs, still_frozen
 
 HEAD = {"head.weight", "head.bias"}
@@ -376,9 +378,65 @@ def test_accumulation_is_refused_for_prompts_alone(tmp_path):
     trainer(tmp_path, accumulate_grad_batches=2).fit(task(), pictures())
 
 
-def test_labels_of_several_classes_are_refused(tmp_path):
-    with pytest.raises(ValueError, match="needs one class for each picture, but PictogramDataModule gives several"):
-        trainer(tmp_path).fit(task(), pictures(targets="tags"))
+def test_several_labels_a_picture_are_learnt_by_losses_that_ask_one_question_a_class(tmp_path):
+    """Every number against torch's own loss and torchmetrics, the accuracy against a loop."""
+    module = task(loss=ClassificationLoss("bce"))
+    witness = Weights()
+    runner = trainer(tmp_path, RunCheckpoint(), witness, epochs=2)
+    runner.fit(module, pictures(targets="tags", min_tag_count=60))
+    predictions, logged = module.predictions["val"], runner.callback_metrics
+    logits, labels = predictions.logits, predictions.labels
+    assert labels.shape == logits.shape
+    assert labels.sum(1).max() > 1
+    expected = functional.binary_cross_entropy_with_logits(logits.double(), labels.double())
+    assert logged["val/loss"].item() == pytest.approx(expected.item(), rel=1e-5)
+    right = [labels[row, scores.index(max(scores))].item() for row, scores in enumerate(logits.tolist())]
+    assert logged["val/acc"].item() == pytest.approx(sum(right) / len(right))
+    has_positives = labels.sum(0) > 0
+    theirs = multilabel_average_precision(
+        logits[:, has_positives].sigmoid(), labels[:, has_positives].long(), int(has_positives.sum())
+    )
+    assert logged["val/mAP"].item() == pytest.approx(theirs.item(), abs=1e-5)  # fp32 sums of theirs
+    assert 0 <= logged["train/epoch_acc"].item() <= 1
+    assert witness.metrics[-1]["train/loss"] < witness.metrics[0]["train/loss"]
+    (best,) = (tmp_path / "checkpoints").glob("best-*.ckpt")
+    kept = torch.load(best, weights_only=True)
+    assert kept["state_dict"].keys() == module.state_dict().keys()
+    assert module.monitor == "val/mAP"
+
+
+@pytest.mark.parametrize(
+    ("make", "what"),
+    [(task, "The loss cross_entropy"), (lambda: prompted(ClassificationLoss("bce")), "`objective.contrastive`")],
+)
+def test_several_labels_are_refused_where_one_is_learnt(tmp_path, make, what):
+    with pytest.raises(ValueError, match=f"{what} needs one class for each picture, but PictogramDataModule gives"):
+        trainer(tmp_path).fit(make(), pictures(targets="tags"))
+
+
+def prompted(loss):
+    return task(two_tower(), objective=Objective(1, 1), loss=loss)
+
+
+def test_a_picture_that_comes_twice_counts_once(tmp_path):
+    """The data module puts the next picture in the place of one that it cannot read."""
+    images = torch.randint(0, 256, (6, 3, 64, 64), dtype=torch.uint8)
+    ids, labels = ["a", "b", "b", "c", "b", "d"], torch.tensor([0, 1, 1, 0, 2, 1])  # the last b has another label
+    whole = CollectedSet()
+    logits = torch.randn(6, 3)
+    for rows in ([0, 1], [2, 3, 4], [5]):
+        whole.add({"id": [ids[row] for row in rows], "label": labels[rows], "image": images[rows]}, logits[rows])
+    found = whole.gathered(None)
+    kept = [0, 1, 3, 4, 5]
+    assert (found.ids, found.repeated) == ([ids[row] for row in kept], 1)
+    predictions = found.predictions(["x", "y", "z"])
+    assert torch.equal(predictions.logits, logits[kept])
+    assert torch.equal(predictions.labels, labels[kept])
+    for row, picture in predictions.picture_of.items():
+        assert torch.equal(picture, images[kept[row]])
+    without = CollectedSet()
+    without.add({"label": labels, "image": images}, logits)  # nobody knows which they are
+    assert without.gathered(None) is without
 
 
 def test_batchnorm_and_slices_do_not_go_together(tmp_path):
