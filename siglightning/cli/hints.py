@@ -1,7 +1,7 @@
 """Turn a parser's message into one line that names the mistake and the nearest right name."""
 
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
 
@@ -16,11 +16,13 @@ class Vocabulary:
         keys: dotted keys of a configuration, such as ``trainer.max_steps``.
         classes: names of classes that a configuration may hold.
         parameters: names of the arguments of those classes.
+        fields: by the names of the groups of settings that those arguments take, such as ``LastBlocks``, their keys.
     """
 
     keys: Collection[str]
     classes: Collection[str]
     parameters: Collection[str]
+    fields: Mapping[str, Collection[str]]
 
 
 def nearest(name: str, names: Collection[str]) -> str:
@@ -36,7 +38,16 @@ def explain(message: str, vocabulary: Vocabulary) -> str:
         message: what the parser says, often over many lines.
         vocabulary: the right names.
     """
-    for rule in (_denied, _unknown_parameter, _unknown_class, _unknown_flag, _unknown_key, _missing, _wrong_type):
+    for rule in (
+        _denied,
+        _no_choice,
+        _unknown_parameter,
+        _unknown_class,
+        _unknown_flag,
+        _unknown_key,
+        _missing,
+        _wrong_type,
+    ):
         line = rule(message, vocabulary)
         if line:
             return line
@@ -55,11 +66,29 @@ def _denied(message: str, vocabulary: Vocabulary) -> str | None:
     )
 
 
+def _no_choice(message: str, vocabulary: Vocabulary) -> str | None:
+    """A value where one of several words, or a group of settings instead of them, is expected."""
+    key = re.findall(r'Parser key "([^"]+)"', message)
+    kinds, value = re.search(r"Subtypes: \[(.+)\]", message), re.search(r"Given value: (.+)", message)
+    words = re.findall(r"Literal\[([^]]+)\]", kinds[1]) if kinds else []
+    if not (key and kinds and value and words):
+        return None
+    choices = [word.strip("'\"") for listed in words for word in listed.split(", ")]
+    groups = [vocabulary.fields[name] for name in re.findall(r"(?<!\[)<class '[\w.]+\.(\w+)'>", kinds[1])
+              if name in vocabulary.fields]  # fmt: skip
+    forms = [*map(repr, choices), *(f"{{{': ..., '.join(keys)}: ...}}" for keys in groups)]
+    forms += ["a list of these" if groups else "a list"] if "list[" in kinds[1] else []
+    forms += ["a number"] if re.search(r"<class '(int|float)'>", kinds[1]) else []
+    given = value[1].strip()
+    return f"{key[-1]}: expected {', '.join(forms[:-1])} or {forms[-1]}, got {given!r}.{nearest(given, choices)}"
+
+
 def _unknown_parameter(message: str, vocabulary: Vocabulary) -> str | None:
     match = re.search(r"Option '([^']+)' is not accepted", message)
     if not match:
         return None
-    return f"There is no argument {match[1]!r}.{nearest(match[1], vocabulary.parameters)}"
+    names = {*vocabulary.parameters, *(name for keys in vocabulary.fields.values() for name in keys)}
+    return f"There is no argument {match[1]!r}.{nearest(match[1], names)}"
 
 
 def _unknown_class(message: str, vocabulary: Vocabulary) -> str | None:

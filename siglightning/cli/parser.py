@@ -3,9 +3,10 @@
 import inspect
 import sys
 from collections.abc import Iterator, Sequence
+from dataclasses import fields, is_dataclass
 from importlib import import_module
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn, get_args
 
 from jsonargparse import set_parsing_settings
 from lightning.pytorch import Callback, LightningDataModule, LightningModule
@@ -78,7 +79,10 @@ def vocabulary(parser: LightningArgumentParser) -> Vocabulary:
     classes: set[type] = {kind for base in _BASES for kind in _subclasses(base)}
     parameters = {name for kind in classes for name in _parameter_names(kind)}
     return Vocabulary(
-        sorted(keys - {"help", "subcommand"}), sorted({kind.__name__ for kind in classes}), sorted(parameters)
+        sorted(keys - {"help", "subcommand"}),
+        sorted({kind.__name__ for kind in classes}),
+        sorted(parameters),
+        {kind.__name__: [each.name for each in fields(kind)] for base in classes for kind in _settings(base)},
     )
 
 
@@ -94,6 +98,19 @@ def _subclasses(base: type) -> Iterator[type]:
     for kind in children:
         yield kind
         yield from _subclasses(kind)
+
+
+def _settings(kind: type) -> Iterator[type[Any]]:
+    """Data classes among what a class takes."""
+    try:
+        waiting = [parameter.annotation for parameter in inspect.signature(kind).parameters.values()]
+    except (TypeError, ValueError):
+        return
+    while waiting:
+        annotation = waiting.pop()
+        waiting.extend(get_args(annotation))
+        if isinstance(annotation, type) and is_dataclass(annotation):
+            yield annotation
 
 
 def _parameter_names(kind: type) -> list[str]:

@@ -11,6 +11,8 @@ from typing_extensions import override
 from siglightning.batch import Batch
 from siglightning.evaluation import Evaluation
 from siglightning.evaluation.classification import Predictions
+from siglightning.evaluation.label_scores import LabelScores
+from siglightning.evaluation.targets import multi_hot
 from siglightning.models import ImageEncoder
 from siglightning.runtime.checkpoint import require_same_state
 from siglightning.runtime.processes import notice
@@ -162,6 +164,17 @@ class ClassifierTask(BaseTask):
         seen.update(ids)
         self._left_out += count - len(rows)
         return rows
+
+    def label_scores(self, predictions: Predictions) -> LabelScores:
+        """Labels of pictures that have several: sigmoid of the logits, given out above one half."""
+        scores = predictions.logits.sigmoid()
+        return self._label_scores(predictions, scores, scores > 0.5, torch.full(scores.shape[1:], 0.5))
+
+    def _label_scores(
+        self, predictions: Predictions, scores: Tensor, passed: Tensor, thresholds: Tensor | None
+    ) -> LabelScores:
+        truths = None if predictions.labels is None else multi_hot(predictions.labels, scores.shape[1]).bool()
+        return LabelScores(predictions.ids, scores, passed, predictions.class_names, thresholds, truths)
 
     def best_classes(
         self, batch: Batch, dataloader_idx: int, activation: Literal["softmax", "sigmoid"]

@@ -20,7 +20,7 @@ from siglightning.evaluation import Evaluation, MetricValue
 from siglightning.evaluation.classification import Predictions
 from siglightning.evaluation.label_metrics import hits, label_metrics
 from siglightning.losses import sigmoid_loss
-from siglightning.losses.classification import ClassificationLoss, check_labels
+from siglightning.losses.classification import ClassificationLoss, LossName, check_labels
 from siglightning.models import ImageEncoder, TwoTower
 from siglightning.optim import GroupRule, Schedule, freeze
 from siglightning.tasks.base import adamw
@@ -47,7 +47,7 @@ class FineTuneTask(ClassifierTask):
     Args:
         network: the image tower, or two towers.
         train: ``linear``, ``full``, ``{last_n: 3}``, or a list such as ``[{last_n: 3}, {last_n: 6, from_epoch: 4}]``.
-        loss: of the classifier.
+        loss: of the classifier; a name, or ``{name: em, entropy_weight: 0.2}``.
         objective: weights of the parts of the loss.
         num_classes: checked against the data; ``None`` takes what the data have.
         optimizer: from parameter groups to an optimizer.
@@ -66,8 +66,8 @@ class FineTuneTask(ClassifierTask):
         self,
         network: ImageEncoder,
         train: Trained = "linear",
-        loss: ClassificationLoss = ClassificationLoss(),  # noqa: B008  # frozen: nobody can change the default
-        objective: Objective = Objective(),  # noqa: B008
+        loss: ClassificationLoss | LossName = "cross_entropy",
+        objective: Objective = Objective(),  # noqa: B008  # frozen: nobody can change the default
         num_classes: int | None = None,
         optimizer: OptimizerCallable = adamw,
         schedule: Schedule = Schedule(warmup_steps=0.1),  # noqa: B008
@@ -82,7 +82,8 @@ class FineTuneTask(ClassifierTask):
                 f"{type(network).__name__}. Use siglightning.models.TwoTower as the network."
             )
         self.begin_classifier(network, num_classes)
-        self.trained, self.loss, self.objective = train, loss, objective
+        self.trained, self.objective = train, objective
+        self.loss = loss if isinstance(loss, ClassificationLoss) else ClassificationLoss(loss)
         self._begins = first_epochs(network.image_tower, train)
         self.monitor = "val/acc"
         self._freeze_tower()
@@ -291,7 +292,7 @@ class FineTuneTask(ClassifierTask):
             what = "The loss cross_entropy" if self.loss.name == "cross_entropy" else "`objective.contrastive`"
             raise ValueError(
                 f"{what} needs one class for each picture, but {type(self.datamodule).__name__} gives several. Set "
-                "`model.init_args.loss: {name: bce}` without prompts, or take data with one."
+                "`model.init_args.loss: bce` without prompts, or take data with one."
             )
         self.monitor = "val/mAP" if several else "val/acc"
 

@@ -222,6 +222,12 @@ class MultiLabelTask(ClassifierTask):
         found = LabelScores(ids, scores, passed, self.class_names, self.decision.thresholds, truths)
         return found.taken(self.first_seen(batch, len(scores), dataloader_idx))
 
+    @override
+    def label_scores(self, predictions: Predictions) -> LabelScores:
+        assert self.decision is not None  # since evaluation began
+        scores = self.calibration.probabilities(predictions.logits)
+        return self._label_scores(predictions, scores, self.decision.passes(scores), self.decision.thresholds)
+
     def _begin(self) -> None:
         """What must be known before the first picture, the same on every process."""
         if self.prompts is None:

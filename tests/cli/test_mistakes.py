@@ -46,6 +46,23 @@ def test_mistakes(name, fit, here):
     assert contents(here) == before
 
 
+CHOICES = {
+    "--model.train=head": "train: expected 'linear', 'full', {last_n: ..., from_epoch: ...} or a list of these, got",
+    "--model.train=fulll": "Did you mean 'full'?",
+    "--model.train={last_m: 3}": "There is no argument 'last_m'. Did you mean 'last_n'?",
+    "--model.loss=focal": "loss: expected 'cross_entropy', 'bce', 'wan', 'an_ls', 'epr', 'em' or {name: ...",
+}
+
+
+@pytest.mark.parametrize("argument", CHOICES)
+def test_words_and_groups_of_settings_are_listed(argument, here, capsys):
+    from siglightning.cli import main
+
+    assert main(["fit", "--config", "recipe/fashion_mnist_few_shot", argument]) == 2
+    (error,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+    assert CHOICES[argument] in error
+
+
 def test_missing_sections_are_named(here, capsys):
     from siglightning.cli import main
 

@@ -10,6 +10,7 @@ from lightning.pytorch.callbacks import EMAWeightAveraging
 from torch.nn import functional
 from torchmetrics.functional.classification import multilabel_average_precision
 
+from siglightning.callbacks import SampleWriter
 from siglightning.losses.classification import ClassificationLoss
 from siglightning.models import ImageEncoder, TowerConfig
 from siglightning.models.layers import tower_layers
@@ -403,6 +404,15 @@ def test_several_labels_a_picture_are_learnt_by_losses_that_ask_one_question_a_c
     kept = torch.load(best, weights_only=True)
     assert kept["state_dict"].keys() == module.state_dict().keys()
     assert module.monitor == "val/mAP"
+    tester = trainer(tmp_path, SampleWriter(num_samples=2))
+    tester.test(module, pictures(targets="tags", min_tag_count=60), verbose=False)
+    scores = module.label_scores(module.predictions["seen_concepts"])
+    assert torch.equal(scores.passed, module.predictions["seen_concepts"].logits > 0)
+    assert torch.equal(scores.truths, module.predictions["seen_concepts"].labels > 0)
+    drawn = sorted(path.relative_to(tmp_path / "samples") for path in tmp_path.glob("samples/*/*/*.png"))
+    assert [(path.parts[1], path.name) for path in drawn] == [
+        (name, f"{number:02}.png") for name in ("seen_concepts", "unseen_concepts") for number in (1, 2)
+    ]
 
 
 @pytest.mark.parametrize(
