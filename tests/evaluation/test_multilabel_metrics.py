@@ -105,16 +105,17 @@ def test_measures_equal_torchmetrics():
 
 
 def test_bootstrap_repeats_whole_pictures():
-    """Each resample's value is that of the pictures drawn, repeated as often as they were drawn."""
+    """Each resample's value is that of the pictures drawn; their percentiles are moved to lie around the value."""
     logits, labels = data(25, 3, ties=True)
     got = measure(logits, labels, num_resamples=40, seed=3)
     draws = torch.randint(25, (40, 25), generator=torch.Generator().manual_seed(3))
     again = [measure(logits[rows], labels[rows], num_resamples=1) for rows in draws]
     for name in ("nll", "brier", "ece", "mAP", "macro_f1", "micro_f1", "coverage_error"):
         values = np.array([one[name].value for one in again])
-        assert got[name].low == pytest.approx(np.nanquantile(values, 0.025), rel=1e-9), name
-        assert got[name].high == pytest.approx(np.nanquantile(values, 0.975), rel=1e-9), name
-        assert got[name].low < got[name].value < got[name].high or name == "ece"
+        moved = values - np.nanmean(values) + got[name].value
+        assert got[name].low == pytest.approx(np.nanquantile(moved, 0.025), rel=1e-9), name
+        assert got[name].high == pytest.approx(np.nanquantile(moved, 0.975), rel=1e-9), name
+        assert got[name].low < got[name].value < got[name].high, name
 
 
 def test_empty_classes_and_pictures_are_left_out_and_counted():
@@ -273,9 +274,15 @@ def test_each_activation_has_its_own_best_thresholds():
     assert table["sigmoid(z / 3)"]["macro_f1"].value == expected["macro_f1"].value
 
 
+def rare(seed):
+    """Thirty classes, each on 3 % of 200 pictures, that score two standard deviations higher where they are true."""
+    g = torch.Generator().manual_seed(seed)
+    labels = (torch.rand(200, 30, generator=g) < 0.03).double()
+    return torch.randn(200, 30, generator=g).double() + 2 * labels, labels
+
+
 def test_intervals_of_average_precision_hold_what_sets_of_this_size_have_on_average():
-    sets = [data(100, 1, seed=seed) for seed in range(1000, 1400)]
-    expected = np.mean([measure(*each, num_resamples=1)["mAP"].value for each in sets])
-    found = [measure(*data(100, 1, seed=seed), num_resamples=200)["mAP"] for seed in range(150)]
-    held = np.mean([each.low <= expected <= each.high for each in found])
-    assert 0.87 <= held <= 0.99  # 93 % were measured of 300 sets; three standard deviations of 150
+    """Percentiles of resamples as they are hold it in 85 % of 100 such sets; moved by the estimated bias in 96 %."""
+    expected = np.mean([measure(*rare(seed), num_resamples=1)["mAP"].value for seed in range(1000, 1150)])
+    found = [measure(*rare(seed), num_resamples=100)["mAP"] for seed in range(60)]
+    assert np.mean([each.low <= expected <= each.high for each in found]) >= 0.9  # two standard deviations of 60 below
