@@ -1,0 +1,92 @@
+"""Few-shot classification against least squares by another route, on features of real pictures."""
+
+import pytest
+import torch
+
+from siglightning.data import PictogramArchive
+from siglightning.evaluation.fewshot import few_rows, few_shot_accuracy, fit_ridge
+
+
+@pytest.fixture(scope="module")
+def pictures():
+    """Thumbnails of drawings in ten categories with many pictures, as features."""
+    archive = PictogramArchive.open()
+    category = archive.concepts["category"].to_pylist()
+    names = [category[concept] for concept in archive.pictures["concept"].to_pylist()]
+    common = sorted(set(names), key=names.count, reverse=True)[:4]
+    rows = [row for name in common for row in [r for r, other in enumerate(names) if other == name][:60]]
+    images = torch.stack([archive.read_image(row) for row in rows]).float()
+    features = torch.nn.functional.adaptive_avg_pool2d(images, 4).flatten(1)
+    return features, torch.tensor([common.index(names[row]) for row in rows])
+
+
+def by_stacked_rows(features, labels, classes, l2):
+    """The penalty as d + 1 further rows of an ordinary least-squares problem."""
+    x = features.double()
+    mean, std = x.mean(0), ((x - x.mean(0)) ** 2).mean(0).sqrt() + 1e-5
+    x = torch.cat([(x - mean) / std, torch.full((len(x), 1), 100.0, dtype=torch.float64)], dim=1)
+    y = torch.full((len(x), classes), -1.0, dtype=torch.float64)
+    for row, label in enumerate(labels.tolist()):
+        y[row, label] = 1.0
+    width = x.shape[1]
+    rows = torch.cat([x, l2**0.5 * torch.eye(width, dtype=torch.float64)])
+    right = torch.cat([y, torch.zeros(width, classes, dtype=torch.float64)])
+    return torch.linalg.lstsq(rows, right).solution
+
+
+@pytest.mark.parametrize("count", [20, 200])  # fewer rows than features, and more: two ways to solve it
+@pytest.mark.parametrize("l2", [1e-3, 2.0**10])
+def test_weights_solve_the_penalised_least_squares(pictures, count, l2):
+    features, labels = pictures
+    order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(0))[:count]
+    found = fit_ridge(features[order], labels[order], 4, l2)
+    expected = by_stacked_rows(features[order], labels[order], 4, l2)
+    scale = expected.abs().max().item()
+    # Float64 with a condition of at most the largest eigenvalue, 1e4 * 200, over the penalty.
+    torch.testing.assert_close(found.weight, expected, rtol=1e-6, atol=1e-8 * scale)
+
+
+def test_classes_can_be_told_from_thumbnails_and_more_shots_tell_more(pictures):
+    features, labels = pictures
+    train = torch.arange(len(labels)) % 2 == 0
+    found = few_shot_accuracy(features[train], labels[train], features[~train], labels[~train], 4, shots=(1, 10, 25))
+    assert list(found) == ["fewshot@1", "fewshot@10", "fewshot@25"]
+    assert found["fewshot@25"].low > found["fewshot@25"].chance == 0.25
+    assert found["fewshot@25"].value > found["fewshot@1"].value
+    rows = [few_rows(labels[train], 10, 4, seed=seed) for seed in range(3)]
+    by_hand = []
+    for drawn in rows:
+        weight = by_stacked_rows(features[train][drawn], labels[train][drawn], 4, 1024.0)
+        x = features[train][drawn].double()
+        test = (features[~train].double() - x.mean(0)) / (x.std(0, correction=0) + 1e-5)
+        scores = test @ weight[:-1] + 100 * weight[-1]
+        by_hand.append((scores.argmax(1) == labels[~train]).double().mean().item())
+    assert found["fewshot@10"].value == pytest.approx(sum(by_hand) / 3, abs=1e-12)
+
+
+def test_draws_are_so_many_of_each_class_and_nested(pictures):
+    _, labels = pictures
+    few, more = few_rows(labels, 3, 4, seed=5), few_rows(labels, 7, 4, seed=5)
+    assert torch.bincount(labels[few]).tolist() == [3] * 4
+    assert len(set(more.tolist())) == 28
+    assert set(few.tolist()) < set(more.tolist())
+    assert few.tolist() != few_rows(labels, 3, 4, seed=6).tolist()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"num_classes": 3}, r"labels in 0 \.\.\. 2"),
+        ({"labels": torch.zeros(3, dtype=torch.int64)}, "one label a row"),
+        ({"l2_reg": 0.0}, "above 0, got 0"),
+    ],
+)
+def test_what_does_not_fit_is_refused(pictures, change, message):
+    features, labels = pictures
+    with pytest.raises(ValueError, match=message):
+        fit_ridge(**{"features": features, "labels": labels, "num_classes": 4, **change})
+
+
+def test_too_few_pictures_are_refused(pictures):
+    with pytest.raises(ValueError, match="at least 100 pictures of every class, got 60 of class 0"):
+        few_rows(pictures[1], 100, 4)
