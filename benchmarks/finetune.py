@@ -26,8 +26,9 @@ from siglightning.data.map_style import MapDataset
 from siglightning.runtime.environment import describe_environment
 
 EXPLAINED = """\
-Nearest pixels: the majority of the five nearest of the same 200 pictures. `full, BatchNorm too` is `full` as it was first
-tried, with BatchNorm's statistics those of batches of 40 and a learning rate of a quarter; the recipe freezes BatchNorm.
+Nearest pixels: the majority of the five nearest of the same 200 pictures. `full, BatchNorm too` is `full` as it was
+first tried, with BatchNorm's statistics those of batches of 40 and a learning rate of a quarter; the recipe freezes
+BatchNorm.
 """
 RESULTS = Path(__file__).parent / "results"
 CONFIG = "recipe/fashion_mnist_few_shot"
@@ -130,7 +131,8 @@ def write(table: str, runs: Path, seeds: int) -> None:
     command = f"`python -m benchmarks.finetune --seeds {seeds} --write`"
     source = f"{command}; {versions}; {hardware['cpu']}, {time.strftime('%Y-%m-%d')}"
     compared = (runs / "compare" / "compare.md").read_text()
-    text = f"Test accuracy on Fashion-MNIST, {SHOTS} training pictures a class\n\n{table}\n\n{EXPLAINED}\n{compared}\n\n{source}\n"
+    title = f"Test accuracy on Fashion-MNIST, {SHOTS} training pictures a class"
+    text = "\n\n".join([title, table, EXPLAINED.strip(), compared.strip(), source]) + "\n"
     (RESULTS / "finetune.md").write_text(text)
     with (RESULTS / "finetune.csv").open("w") as file:
         csv.writer(file).writerows([line.strip("| ").split(" | ") for line in table.splitlines() if "---" not in line])
