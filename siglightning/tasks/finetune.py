@@ -289,10 +289,10 @@ class FineTuneTask(ClassifierTask):
         self.require_in_batch("label")
         several = getattr(self.datamodule, "example", {"label": torch.empty(0)})["label"].ndim == 2
         if several and (self.loss.name == "cross_entropy" or self.objective.contrastive):
-            what = "The loss cross_entropy" if self.loss.name == "cross_entropy" else "`objective.contrastive`"
+            what = "the loss cross_entropy" if self.loss.name == "cross_entropy" else "`objective.contrastive`"
             raise ValueError(
-                f"{what} needs one class for each picture, but {type(self.datamodule).__name__} gives several. Set "
-                "`model.init_args.loss: bce` without prompts, or take data with one."
+                f"FineTuneTask with {what} needs one class for each picture, but {type(self.datamodule).__name__} gives "
+                "several. Set `model.init_args.loss: bce` without prompts, or take data with one."
             )
         self.monitor = "val/mAP" if several else "val/acc"
 

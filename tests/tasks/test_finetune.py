@@ -417,7 +417,7 @@ def test_several_labels_a_picture_are_learnt_by_losses_that_ask_one_question_a_c
 
 @pytest.mark.parametrize(
     ("make", "what"),
-    [(task, "The loss cross_entropy"), (lambda: prompted(ClassificationLoss("bce")), "`objective.contrastive`")],
+    [(task, "the loss cross_entropy"), (lambda: prompted(ClassificationLoss("bce")), "`objective.contrastive`")],
 )
 def test_several_labels_are_refused_where_one_is_learnt(tmp_path, make, what):
     with pytest.raises(ValueError, match=f"{what} needs one class for each picture, but PictogramDataModule gives"):
