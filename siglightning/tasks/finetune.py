@@ -291,8 +291,8 @@ class FineTuneTask(ClassifierTask):
         if several and (self.loss.name == "cross_entropy" or self.objective.contrastive):
             what = "the loss cross_entropy" if self.loss.name == "cross_entropy" else "`objective.contrastive`"
             raise ValueError(
-                f"FineTuneTask with {what} needs one class for each picture, but {type(self.datamodule).__name__} gives "
-                "several. Set `model.init_args.loss: bce` without prompts, or take data with one."
+                f"FineTuneTask with {what} needs one class for each picture, but {type(self.datamodule).__name__} "
+                "gives several. Set `model.init_args.loss: bce` without prompts, or take data with one."
             )
         self.monitor = "val/mAP" if several else "val/acc"
 
