@@ -38,6 +38,7 @@ often used:
   --config FILE         a path, or the name of a shipped file: quickstart, logger/wandb; later files win
   --run_dir DIR         where everything of the run goes; default: runs/NAME-OF-THE-FIRST-CONFIG
   --resume MODE         auto: go on with an unfinished run; must; never
+  --init_from RUN       begin with the weights of another run, or of a checkpoint file
   --trainer.max_steps N and every other key of the configuration
   --trust_imports PKG   let configurations name classes of this package, too
   --debug               show the traceback of every error

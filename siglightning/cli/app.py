@@ -4,11 +4,9 @@ import json
 import logging
 import tempfile
 import warnings
-from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.accelerators import AcceleratorRegistry
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
@@ -19,8 +17,8 @@ from typing_extensions import override
 import siglightning.data
 import siglightning.distributed.strategy
 import siglightning.tasks  # noqa: F401  # their names work in configurations
+from siglightning.cli.checks import config_changes, require_file, require_known, require_one_beginning
 from siglightning.cli.defaults import default_callbacks, with_atomic_checkpoints
-from siglightning.cli.hints import nearest
 from siglightning.cli.loggers import redirect_loggers, with_metrics_csv
 from siglightning.cli.parser import SigParser
 from siglightning.cli.session import Session
@@ -31,6 +29,7 @@ from siglightning.runtime.files import write_text
 from siglightning.runtime.processes import is_first_process, notice
 from siglightning.runtime.run_checkpoint import RunCheckpoint
 from siglightning.runtime.rundir import RunDir
+from siglightning.tasks.initial_weights import InitialWeights, begin_from
 
 
 class BeganMarker(Callback):
@@ -110,6 +109,12 @@ class SigCLI(LightningCLI):
             help="auto: go on with an unfinished run; must: refuse to begin anew; never: refuse to go on.",
         )
         parser.add_argument(
+            "--init_from",
+            type=str | None,
+            default=None,
+            help="Run directory or checkpoint whose weights a new run begins with; a resumed run has its own.",
+        )
+        parser.add_argument(
             "--test_after_fit", type=bool, default=True, help="Evaluate the final weights on the test sets after fit."
         )
         parser.add_lightning_class_args(RunCheckpoint, "checkpoint")
@@ -144,6 +149,8 @@ class SigCLI(LightningCLI):
                 "instead of trainer.default_root_dir."
             )
         self.session.open(str(self.subcommand), config)
+        if self.subcommand == "fit" and self.session.start.checkpoint is None:
+            require_one_beginning(config.init_from, config.ckpt_path)
         kept = config.clone()
         kept.ckpt_path = None  # where this start took its weights from; a later one has the run's own
         self._saved_config = self._parser(self.subcommand).dump(kept, skip_none=False)
@@ -182,9 +189,25 @@ class SigCLI(LightningCLI):
         self._checkpoint = self._choose_checkpoint()
         if self._checkpoint is not None and not is_overridden("configure_model", self.model):
             require_same_model(self.model.state_dict(), self._checkpoint)
+        begun = self._begin()
         run_dir = self.session.run_dir
         if run_dir is not None and is_first_process():
             self._record_start(run_dir)
+            if begun is not None:
+                self.session.wrote(run_dir.init_from)
+                write_text(run_dir.init_from, json.dumps(begun.record(), indent=2) + "\n")
+
+    def _begin(self) -> InitialWeights | None:
+        """Load the weights to begin with, unless a checkpoint brings them all.
+
+        Here rather than when training starts: data modules ask for the identity of a tower's weights.
+        """
+        init_from = self.config[self.subcommand].init_from
+        if init_from is None or self._checkpoint is not None:
+            return None
+        begun = begin_from(self.model, init_from)
+        notice("\n".join(begun.lines()))
+        return begun
 
     def _choose_checkpoint(self) -> Path | None:
         """The file to load: an unfinished run's own newest, else the one asked for, else the run's for evaluation."""
@@ -265,42 +288,3 @@ def silence_advertisements() -> None:
 
 def _is_no_advertisement(record: logging.LogRecord) -> bool:
     return "Tip: " not in str(record.msg)
-
-
-def require_known(key: str, value: Any, known: Iterable[str]) -> None:
-    """Refuse a strategy or accelerator that Lightning does not have, naming the nearest.
-
-    Raises:
-        ValueError: ``value`` is a name that is not in ``known``.
-    """
-    if isinstance(value, str) and value != "auto" and value.lower() not in (*known, "gpu", "tpu"):
-        names = sorted(name for name in known if not name.startswith("_"))
-        hint = nearest(value, names) or f" Known: {', '.join(names)}."
-        raise ValueError(f"There is no {key} {value!r}.{hint}")
-
-
-def require_file(ckpt_path: str | None) -> None:
-    """Refuse a checkpoint that does not exist.
-
-    Raises:
-        ValueError: there is no such file.
-    """
-    if ckpt_path is not None and not Path(ckpt_path).is_file():
-        raise ValueError(
-            f"ckpt_path expects a checkpoint file, got {str(ckpt_path)!r}, which does not exist. "
-            "Leave it out to use the newest one of --run_dir."
-        )
-
-
-def config_changes(before: str, after: str) -> list[str]:
-    """Differences of two configurations, one line a key: ``trainer.max_steps: 100 -> 200``."""
-    old, new = dict(_flat(yaml.safe_load(before))), dict(_flat(yaml.safe_load(after)))
-    return [f"{key}: {old.get(key)} -> {new.get(key)}" for key in {**old, **new} if old.get(key) != new.get(key)]
-
-
-def _flat(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    if isinstance(value, dict) and value:
-        for key, inner in value.items():
-            yield from _flat(inner, f"{prefix}.{key}" if prefix else str(key))
-    else:
-        yield prefix, value

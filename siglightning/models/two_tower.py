@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
 import torch
 from torch import Tensor, nn
@@ -148,6 +148,11 @@ class TwoTower(ImageEncoder):
             raise ValueError(f'init_bias "auto" needs a global batch of at least 2 pairs, got {global_batch_size}.')
         with torch.no_grad():
             self.bias.fill_(-math.log(global_batch_size - 1))
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
+        """Keep a loaded b: the batch no longer decides it."""
+        self._bias_is_auto = self._bias_is_auto and f"{prefix}bias" not in state_dict
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
     def _encode_image_slice(self, image: Tensor) -> Tensor:
         return self.project_image(self.image_features(image))

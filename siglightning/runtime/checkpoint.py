@@ -4,7 +4,7 @@ import hashlib
 import json
 import os
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -282,6 +282,22 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
     return state
 
 
+def read_weights(path: Path) -> dict[str, Any]:
+    """A checkpoint's content, its weights under ``state_dict``, verified where a checksum lies beside it.
+
+    Tensors are mapped from the file and read when they are used, so that optimizer states cost nothing.
+
+    Raises:
+        DamagedCheckpointError: the file cannot be loaded without running code, or holds no ``state_dict``.
+    """
+    if sidecar_path(path).exists():
+        verify(path)
+    content = _load(path, "cpu", mmap=True)
+    if not isinstance(content.get("state_dict"), dict):
+        raise DamagedCheckpointError(f"{path} holds no state_dict: it is not a checkpoint of a Lightning module.")
+    return content
+
+
 def state_differences(model: Mapping[str, Tensor], checkpoint: Mapping[str, Tensor]) -> list[str]:
     """Say in which weights a checkpoint differs from a model: absent, superfluous, or of another shape."""
     differences = []
@@ -313,10 +329,14 @@ def require_same_state(model: Mapping[str, Tensor], checkpoint: Mapping[str, Ten
     """
     differences = state_differences(model, checkpoint)
     if differences:
-        more = len(differences) - MAX_DIFFERENCES
-        listing = "; ".join(differences[:MAX_DIFFERENCES]) + (f"; and {more} more" if more > 0 else "")
         raise ValueError(
-            f"{name} is a checkpoint of another model: {listing}. "
+            f"{name} is a checkpoint of another model: {list_differences(differences)}. "
             "Use the configuration that it was trained with (config.yaml of its run directory), "
             "or start a new run in another --run_dir."
         )
+
+
+def list_differences(differences: Sequence[str]) -> str:
+    """The first differences in one line, and how many more there are."""
+    more = len(differences) - MAX_DIFFERENCES
+    return "; ".join(differences[:MAX_DIFFERENCES]) + (f"; and {more} more" if more > 0 else "")

@@ -6,6 +6,7 @@ A directory belongs to one run. A second start in it continues the run or is ref
     env.json     env.resume-1.json ...      versions, commit and hardware of each start
     metrics.csv  epochs.csv                 one row a logged step, one row an epoch
     model.json                              what is trained
+    init_from.json                          whose weights the run began with, if another run's
     checkpoints/                            step-00000500.ckpt with its .sha256
     figures/  samples/  tensorboard/  wandb/  what callbacks and loggers add
     exit.json                               how the last start ended
@@ -56,6 +57,11 @@ class RunDir:
     def exit(self) -> Path:
         """How the last start ended."""
         return self.root / "exit.json"
+
+    @property
+    def init_from(self) -> Path:
+        """Whose weights the run began with, and which of them."""
+        return self.root / "init_from.json"
 
     @property
     def wandb_id(self) -> Path:

@@ -49,6 +49,7 @@ class ClassifierTask(BaseTask):
         self.network, self.num_classes, self.class_names = network, num_classes, []
         self.head = None
         self.predictions, self.evaluations = {}, {}
+        self._offered: tuple[list[str], dict[str, Tensor]] | None = None
         self._sets: dict[int, CollectedSet] = {}
         self._predicted: dict[int, set[str]] = {}
         self._left_out = 0
@@ -80,6 +81,15 @@ class ClassifierTask(BaseTask):
                 "of its run), or data with classes."
             )
         return self.head
+
+    def offer_head(self, class_names: list[str], weights: dict[str, Tensor]) -> None:
+        """Begin with the classifier of another run, if it has the classes that the data will tell.
+
+        Args:
+            class_names: its classes, in the order of its outputs.
+            weights: ``weight`` ``[C, width]`` and ``bias`` ``[C]``.
+        """
+        self._offered = class_names, weights
 
     @override
     def configure_model(self) -> None:
@@ -233,6 +243,19 @@ class ClassifierTask(BaseTask):
         self.class_names = names
         if self.head is None:
             self._make_head(len(names))
+        if self._offered is not None:
+            self._take_offered(*self._offered)
+            self._offered = None
+
+    def _take_offered(self, class_names: list[str], weights: dict[str, Tensor]) -> None:
+        if class_names == self.class_names:
+            self.require_head().load_state_dict(weights)
+            notice(f"  taken: classifier, the same {len(class_names)} classes")
+        else:
+            odd = sorted(set(class_names) ^ set(self.class_names))
+            reason = f"only one of both has {odd[0]!r}" if odd else "in another order"
+            counts = f"{len(class_names)} classes there, {len(self.class_names)} here"
+            notice(f"  begins as built: classifier ({counts}; {reason})")
 
     def _make_head(self, count: int) -> None:
         """Weights depend on the seed alone, so that all processes agree."""

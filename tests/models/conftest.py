@@ -89,3 +89,13 @@ def make_vit(tmp_path):
 @pytest.fixture(params=VITS)
 def vit(request, make_vit):
     return make_vit(request.param)
+
+
+@pytest.fixture(params=[name for name in VITS if name != "open_clip of timm"])
+def vit_of_two_sizes(request, tmp_path):
+    """A tower for pictures of 32 pixels, 16 patches, and the same for 48 pixels, 36 patches."""
+    config = VITS[request.param](tmp_path)
+    small = build_image_tower(config)
+    if "img_size" in config.kwargs:
+        config.kwargs["img_size"] = 48
+    return small, build_image_tower(config, 48)
