@@ -243,6 +243,17 @@ def test_what_does_not_fit_is_refused_in_one_line(tmp_path):
     refused(other_projection, path, r"text_projection.weight is \[16, 16\].*image_projection.weight is unknown")
 
 
+def test_what_no_part_explains_must_be_on_both_sides(tmp_path):
+    """No image tower in the checkpoint, or weights that nobody knows."""
+    task, path = contrastive(seed=0), tmp_path / "odd.ckpt"
+    whole = task.state_dict()
+    half = {name: value for name, value in whole.items() if "image_tower" not in name}
+    AtomicCheckpointIO().save_checkpoint({"state_dict": half}, path)
+    refused(contrastive(seed=1), path, r"image_tower\.trunk\.cls_token is missing from the checkpoint; .* more\. Take")
+    AtomicCheckpointIO().save_checkpoint({"state_dict": whole | {"layer.weight": torch.zeros(2)}}, path)
+    refused(contrastive(seed=1), path, "layer.weight is unknown to the model")
+
+
 def test_what_is_no_checkpoint_is_refused(tmp_path):
     task = contrastive()
     refused(task, tmp_path / "gone", "init_from expects a checkpoint file or the directory of a run, got .*gone")
