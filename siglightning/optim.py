@@ -1,9 +1,22 @@
 """Parameter groups by rules, the learning rate over time, and what "weight decay" means in which library.
 
-Weight decay. In PyTorch (AdamW) and lion-pytorch a step is ``p <- p - lr * (update + wd * p)``: the decay grows with
-the learning rate, its schedule and its multipliers. The SigLIP paper and big_vision decay independently of the peak
-rate: ``p <- p - s * (lr * update + wd * p)`` with the schedule's factor ``s`` in [0, 1]. So an "independent" decay of
-1e-7 at a peak rate of 1e-4 is 1e-3 in PyTorch's convention; :func:`torch_weight_decay` translates.
+Weight decay. A step of PyTorch (AdamW) and lion-pytorch is ``p <- p - lr * (u + wd * p)``: the decay grows with the
+learning rate, its schedule and its multipliers. The SigLIP paper and big_vision decay independently of the peak rate:
+``p <- p - s * (lr * lr_mult * u + wd * wd_mult * p)`` with the schedule's factor ``s`` in [0, 1]. So an "independent"
+decay of 1e-7 at a peak rate of 1e-4 is 1e-3 in PyTorch's convention; :func:`torch_weight_decay` translates, for each
+group by its own rate, so that ``weight_decay_convention: independent`` is big_vision's formula for every optimizer that
+multiplies its decay by the rate. Some offer conventions of their own. What a group with the multipliers ``lr_mult`` and
+``wd_mult`` then subtracts for decay in a step, as a fraction of ``p``:
+
+==============================================================  ===================================
+AdamW, Lion, AdafactorBigVision, convention ``torch``           ``s * lr * lr_mult * wd * wd_mult``
+the same, convention ``independent``                            ``s * wd * wd_mult``
+``AdafactorBigVision(unscaled_wd=True)``                        ``wd * wd_mult`` (no schedule)
+the same with ``corrected_weight_decay=True``                   ``s * lr_mult * wd * wd_mult``
+``Lion(decoupled_weight_decay=True)``                           ``s * lr_mult * wd * wd_mult``
+==============================================================  ===================================
+
+The last three know one rate for all groups and cannot be combined with ``independent``.
 """
 
 import math
@@ -196,14 +209,22 @@ def build_optimizer(
     if not groups:
         raise ValueError("No trainable parameter is left: every tower is frozen. Freeze less, or do not train.")
     optimizer = factory([{"params": [*group.parameters.values()], "name": group.name} for group in groups])
-    if weight_decay_convention == "independent" and getattr(optimizer, "decoupled_wd", False):
-        raise ValueError(
-            "The optimizer divides its weight decay by the learning rate itself (decoupled_weight_decay); "
-            "use it or weight_decay_convention: independent, not both."
-        )
+    if weight_decay_convention == "independent":
+        _refuse_own_convention(optimizer)
     for group, settings in zip(groups, optimizer.param_groups, strict=True):
         _apply_multipliers(group, settings, weight_decay_convention)
     return optimizer
+
+
+def _refuse_own_convention(optimizer: Optimizer) -> None:
+    own = "decoupled_weight_decay" if getattr(optimizer, "decoupled_wd", False) else None  # lion-pytorch
+    for name in ("unscaled_wd", "corrected_weight_decay"):  # timm
+        own = name if optimizer.defaults.get(name) else own
+    if own is not None:
+        raise ValueError(
+            f"{type(optimizer).__name__} takes the learning rate out of its weight decay itself ({own}); use that or "
+            "weight_decay_convention: independent, not both."
+        )
 
 
 def torch_weight_decay(independent: float, lr: float) -> float:

@@ -8,7 +8,9 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, NoReturn, get_args
 
+import torch
 from jsonargparse import set_parsing_settings
+from jsonargparse.typing import register_type
 from lightning.pytorch import Callback, LightningDataModule, LightningModule
 from lightning.pytorch.cli import LightningArgumentParser
 from lightning.pytorch.loggers import Logger
@@ -31,6 +33,13 @@ TRUSTED = (
     "timm.optim",
     "torch.optim",
     "torchvision.transforms",
+)
+# Without it a default such as AdafactorBigVision's is saved as a word, "torch.bfloat16", that nobody can read.
+register_type(
+    torch.dtype,
+    serializer=lambda dtype: str(dtype).removeprefix("torch."),
+    deserializer=lambda name: getattr(torch, name.removeprefix("torch.")),
+    fail_already_registered=False,
 )
 _BASES: tuple[type, ...] = (LightningModule, LightningDataModule, Callback, Logger, Strategy, Optimizer)
 

@@ -15,6 +15,7 @@ from siglightning.batch import Batch, InputSpec
 from siglightning.optim import (
     GroupRule,
     Schedule,
+    WeightDecayConvention,
     build_optimizer,
     build_scheduler,
     describe_groups,
@@ -61,6 +62,8 @@ class BaseTask(LightningModule):
         rules: parameter groups, see :func:`siglightning.optim.parameter_groups`.
         scalar_lr_mult: factor on the learning rate of t' and b.
         seed: of every random number drawn on the device while training, together with the step.
+        weight_decay_convention: how the optimizer's weight decay is meant: ``torch``, times the learning rate, or
+            ``independent`` of it, as in the SigLIP paper; see :mod:`siglightning.optim`.
     """
 
     input_spec: InputSpec
@@ -72,10 +75,12 @@ class BaseTask(LightningModule):
         rules: Sequence[GroupRule],
         scalar_lr_mult: float,
         seed: int,
+        weight_decay_convention: WeightDecayConvention = "torch",
     ) -> None:
         super().__init__()
         self._optimizer, self.schedule = _Shared(optimizer), schedule
         self.rules, self.scalar_lr_mult, self.seed = list(rules), scalar_lr_mult, seed
+        self.weight_decay_convention = weight_decay_convention
         self._before_update: list[Tensor] | None = None
 
     def setup(self, stage: str) -> None:
@@ -100,7 +105,9 @@ class BaseTask(LightningModule):
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """Build groups, optimizer and schedule; the table of groups is shown and logged."""
         parts = self.parts()
-        optimizer = build_optimizer(self, self._optimizer.value, self.rules, self.scalar_lr_mult, parts=parts)
+        optimizer = build_optimizer(
+            self, self._optimizer.value, self.rules, self.scalar_lr_mult, self.weight_decay_convention, parts
+        )
         groups = parameter_groups(self, self.rules, self.scalar_lr_mult, parts)
         rank_zero_info(describe_groups(groups, optimizer))
         for logger in self.loggers:

@@ -27,7 +27,7 @@ from siglightning.evaluation import (
 )
 from siglightning.losses import sigmoid_loss, softmax_loss
 from siglightning.models import TwoTower, has_trainable_batchnorm
-from siglightning.optim import GroupRule, Schedule
+from siglightning.optim import GroupRule, Schedule, WeightDecayConvention
 from siglightning.tasks.base import BaseTask, adamw
 from siglightning.tasks.embeddings import EmbeddedSet, embed_images, embed_texts
 
@@ -53,6 +53,7 @@ class ContrastiveTask(BaseTask):
         schedule: the learning rate over the run.
         rules: parameter groups, first match wins; names begin with ``network.``.
         scalar_lr_mult: factor on the learning rate of t' and b, which at the towers' rate hardly move in a short run.
+        weight_decay_convention: ``torch``, times the learning rate, or ``independent`` of it, as the paper means it.
         chunk_size: side of a tile of the loss in rows.
         comm: how texts travel between processes, ``ring`` or ``gather``; the numbers are the same.
         allow_accumulation: accept ``trainer.accumulate_grad_batches > 1``, which is another objective.
@@ -71,12 +72,13 @@ class ContrastiveTask(BaseTask):
         schedule: Schedule = Schedule(warmup_steps=0.1),  # noqa: B008  # frozen: nobody can change the default
         rules: Sequence[GroupRule] = (),
         scalar_lr_mult: float = 1.0,
+        weight_decay_convention: WeightDecayConvention = "torch",
         chunk_size: int | None = None,
         comm: Comm = "ring",
         allow_accumulation: bool = False,
         seed: int = 0,
     ) -> None:
-        super().__init__(optimizer, schedule, rules, scalar_lr_mult, seed)
+        super().__init__(optimizer, schedule, rules, scalar_lr_mult, seed, weight_decay_convention)
         if loss == "softmax" and network.bias is not None:
             raise ValueError(
                 "The softmax loss has no bias (a constant cancels), got a network with one. Set "

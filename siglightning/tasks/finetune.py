@@ -22,7 +22,7 @@ from siglightning.evaluation.label_metrics import hits, label_metrics
 from siglightning.losses import sigmoid_loss
 from siglightning.losses.classification import ClassificationLoss, LossName, check_labels
 from siglightning.models import ImageEncoder, TwoTower
-from siglightning.optim import GroupRule, Schedule, freeze
+from siglightning.optim import GroupRule, Schedule, WeightDecayConvention, freeze
 from siglightning.tasks.base import adamw
 from siglightning.tasks.classifier import ClassifierTask
 from siglightning.tasks.objective import Objective
@@ -54,6 +54,7 @@ class FineTuneTask(ClassifierTask):
         schedule: the learning rate over the run.
         rules: parameter groups, first match wins; names begin with ``network.`` or ``head.``.
         scalar_lr_mult: factor on the learning rate of t' and b.
+        weight_decay_convention: ``torch``, times the learning rate, or ``independent`` of it, as the paper means it.
         seed: of the classifier's first weights, of dropout and whatever else is drawn on the device.
 
     Raises:
@@ -73,9 +74,10 @@ class FineTuneTask(ClassifierTask):
         schedule: Schedule = Schedule(warmup_steps=0.1),  # noqa: B008
         rules: Sequence[GroupRule] = (),
         scalar_lr_mult: float = 1.0,
+        weight_decay_convention: WeightDecayConvention = "torch",
         seed: int = 0,
     ) -> None:
-        super().__init__(optimizer, schedule, rules, scalar_lr_mult, seed)
+        super().__init__(optimizer, schedule, rules, scalar_lr_mult, seed, weight_decay_convention)
         if objective.contrastive and not isinstance(network, TwoTower):
             raise ValueError(
                 "`objective.contrastive` compares pictures with class prompts and needs a text tower, got "
