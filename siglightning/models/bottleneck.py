@@ -17,10 +17,18 @@ class BottleneckEmbedding(nn.Module):
         vocab_size: rows of the table, N.
         bottleneck: columns of the table, K.
         width: features a token, W.
+
+    Raises:
+        ValueError: K is not between 1 and W.
     """
 
     def __init__(self, vocab_size: int, bottleneck: int, width: int) -> None:
         super().__init__()
+        if not 1 <= bottleneck <= width:
+            raise ValueError(
+                f"bottleneck: expected 1 to {width}, the width of the text tower, got {bottleneck}. A wider middle "
+                "saves nothing; null is the full table."
+            )
         self.table = nn.Embedding(vocab_size, bottleneck)
         self.expand = nn.Linear(bottleneck, width, bias=False)
 

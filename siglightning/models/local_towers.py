@@ -151,7 +151,7 @@ class LocalTextTransformer(TextTower):
         bottleneck: middle width of a factored token embedding (``None``: one full table).
 
     Raises:
-        ValueError: unknown pooling, or heads that do not divide the width.
+        ValueError: unknown pooling, heads that do not divide the width, or a bottleneck wider than it.
     """
 
     def __init__(
@@ -177,7 +177,9 @@ class LocalTextTransformer(TextTower):
         self.width, self.context_length, self.vocab_size, self.pad_id = width, context_length, vocab_size, pad_id
         self.pooling, self.causal, self.mask_padding, self.dropout = pooling, causal, mask_padding, dropout
         self.token_embedding: nn.Module = (
-            BottleneckEmbedding(vocab_size, bottleneck, width) if bottleneck else nn.Embedding(vocab_size, width)
+            nn.Embedding(vocab_size, width)
+            if bottleneck is None
+            else BottleneckEmbedding(vocab_size, bottleneck, width)
         )
         self.position_embedding = nn.Parameter(torch.empty(context_length, width))
         self.blocks = nn.ModuleList(TransformerBlock(width, heads, dropout, mlp_ratio) for _ in range(depth))

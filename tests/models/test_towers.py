@@ -277,6 +277,13 @@ def test_empty_caption_and_bottleneck_give_finite_features():
     torch.testing.assert_close(tower.token_embedding(TEXT), table[TEXT])
 
 
+@pytest.mark.parametrize("bottleneck", [0, -1, 17])
+def test_a_bottleneck_wider_than_the_features_is_refused(bottleneck):
+    with pytest.raises(ValueError, match=f"expected 1 to 16, the width of the text tower, got {bottleneck}"):
+        local_text(bottleneck=bottleneck)
+    assert local_text(bottleneck=16).token_embedding.table.weight.shape == (50, 16)
+
+
 def test_conv_tower_treats_samples_alone_and_its_blocks_start_as_the_identity():
     tower = build_image_tower(TowerConfig("local:conv", kwargs={"width": 8, "depths": [2, 1]}), image_size=32)
     pixels = torch.randn(4, 3, 32, 32)
