@@ -19,6 +19,7 @@ import siglightning.distributed.strategy
 import siglightning.tasks  # noqa: F401  # their names work in configurations
 from siglightning.cli.checks import config_changes, require_file, require_known, require_one_beginning
 from siglightning.cli.defaults import default_callbacks, with_atomic_checkpoints
+from siglightning.cli.length import resolve_length
 from siglightning.cli.loggers import redirect_loggers, with_metrics_csv
 from siglightning.cli.parser import SigParser
 from siglightning.cli.session import Session
@@ -115,6 +116,12 @@ class SigCLI(LightningCLI):
             help="Run directory or checkpoint whose weights a new run begins with; a resumed run has its own.",
         )
         parser.add_argument(
+            "--examples_seen",
+            type=int | None,
+            default=None,
+            help="Length of the run in examples: sets trainer.max_steps, unless that or max_epochs is given.",
+        )
+        parser.add_argument(
             "--test_after_fit", type=bool, default=True, help="Evaluate the final weights on the test sets after fit."
         )
         parser.add_lightning_class_args(RunCheckpoint, "checkpoint")
@@ -148,6 +155,7 @@ class SigCLI(LightningCLI):
                 f"Everything of a run goes into one directory: use --run_dir {config.trainer.default_root_dir} "
                 "instead of trainer.default_root_dir."
             )
+        resolve_length(config)
         self.session.open(str(self.subcommand), config)
         if self.subcommand == "fit" and self.session.start.checkpoint is None:
             require_one_beginning(config.init_from, config.ckpt_path)

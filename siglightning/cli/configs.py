@@ -7,6 +7,7 @@ from pathlib import Path
 
 import siglightning
 
+VARIANTS = "variant"  # the folder of what is given after a recipe and changes it
 _FLAGS = ("--config", "-c")
 
 
@@ -27,7 +28,7 @@ def resolve_config(name: str) -> str:
     Raises:
         ValueError: there is no such file; the message names the nearest ones.
     """
-    if name.lstrip().startswith("{") or "\n" in name or Path(name).is_file():
+    if _is_text(name) or Path(name).is_file():
         return name
     root = shipped_configs()
     inner = name.removeprefix("./").removeprefix("configs/")
@@ -82,13 +83,23 @@ def _resolved(arguments: Iterator[str]) -> Iterator[str]:
             yield resolve_config(value)
 
 
-def first_config_stem(arguments: Sequence[str]) -> str | None:
-    """``quickstart`` for ``fit --config configs/quickstart.yaml``: the default name of a run."""
+def name_of_run(arguments: Sequence[str]) -> str | None:
+    """The default name of a run: of its first configuration file, and of the variants that follow.
+
+    ``quickstart`` for ``fit --config configs/quickstart.yaml``; ``siglip_b16_224-softmax`` for the baseline ``--config
+    recipe/siglip_b16_224 --config variant/softmax``, which is another run and not the same one gone on.
+    """
+    files = [Path(value) for value in _config_values(arguments) if not _is_text(value)]
+    return "-".join(file.stem for file in (*files[:1], *(f for f in files[1:] if f.parent.name == VARIANTS))) or None
+
+
+def _config_values(arguments: Sequence[str]) -> Iterator[str]:
     values = iter(arguments)
     for argument in values:
         flag, equals, value = argument.partition("=")
         if flag in _FLAGS:
-            value = value if equals else next(values, "")
-            if not value.lstrip().startswith("{") and "\n" not in value:
-                return Path(value).stem
-    return None
+            yield value if equals else next(values, "")
+
+
+def _is_text(value: str) -> bool:
+    return value.lstrip().startswith("{") or "\n" in value

@@ -11,7 +11,7 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Trainer
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
-from siglightning.cli.configs import first_config_stem
+from siglightning.cli.configs import name_of_run
 from siglightning.cli.parser import restrict_imports
 from siglightning.runtime.exits import ExitCode, ExitRecord, NotFiniteError
 from siglightning.runtime.processes import is_first_process, process_rank
@@ -64,7 +64,7 @@ class Session:
             ValueError: the directory may not be used; the message says how to go on.
         """
         parent = Path("embeddings" if command == "embed" else "runs")
-        config.run_dir = config.run_dir or str(parent / (first_config_stem(self.arguments) or "run"))
+        config.run_dir = config.run_dir or str(parent / (name_of_run(self.arguments) or "run"))
         run_dir = RunDir(Path(config.run_dir))
         if config.trainer.fast_dev_run:
             return
@@ -174,7 +174,7 @@ def _report(code: ExitCode, error: BaseException, *, show_traceback: bool) -> tu
     if show_traceback:
         traceback.print_exception(error)
     process = "" if is_first_process() else f"[process {process_rank()}] "
-    error = _own_error(error)
+    error = own_error(error)
     text = str(error).strip() or type(error).__name__
     if not show_traceback or code != ExitCode.BUG:
         sys.stderr.write(f"error: {process}{text}\n")  # at once: other processes report on the same terminal
@@ -182,7 +182,7 @@ def _report(code: ExitCode, error: BaseException, *, show_traceback: bool) -> tu
     return code, f"{type(error).__name__}: {text}"
 
 
-def _own_error(error: BaseException) -> BaseException:
+def own_error(error: BaseException) -> BaseException:
     """The error of a constructor, out of the parser's report that no type of a union fits."""
     while error.__cause__ is not None and "against any of the Union subtypes" in str(error):
         error = error.__cause__

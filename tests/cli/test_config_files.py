@@ -4,7 +4,7 @@ import pytest
 import yaml
 
 from siglightning.cli import main
-from siglightning.cli.configs import first_config_stem, resolve_arguments, resolve_config, shipped_configs
+from siglightning.cli.configs import name_of_run, resolve_arguments, resolve_config, shipped_configs
 
 
 @pytest.mark.parametrize("name", ["logger/csv", "logger/csv.yaml", "configs/logger/csv.yaml", "./configs/logger/csv"])
@@ -31,7 +31,7 @@ def test_every_form_of_the_flag_is_resolved():
 def test_yaml_text_is_left_alone():
     text = "{trainer: {max_steps: 3}}"
     assert resolve_arguments(["--config", text]) == ["--config", text]
-    assert first_config_stem(["fit", "--config", text, "--config=a/b.yaml", "-c", "c.yaml"]) == "b"
+    assert name_of_run(["fit", "--config", text, "--config=a/b.yaml", "-c", "c.yaml"]) == "b"
 
 
 def test_null_reaches_a_class_within_a_class():
