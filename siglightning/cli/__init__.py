@@ -21,6 +21,7 @@ COMMANDS = {
     "test": "evaluate a trained run on its test sets",
     "predict": "write a trained run's predictions",
     "embed": "store the features of locked towers, to train on them",
+    "plan": "parameters, steps and memory of a run, before there are data or devices",
 }
 OTHERS = {
     "bench": "measure the losses on this machine: siglightning bench loss --help",
@@ -43,6 +44,7 @@ often used:
   --trust_imports PKG   let configurations name classes of this package, too
   --debug               show the traceback of every error
   --print_config        print the resulting configuration and stop
+  --devices 4,16,32     of plan, which also takes --memory_gib N and --out FILE
 
 siglightning COMMAND --help lists every key. Version: siglightning --version.
 First steps: siglightning fit --config quickstart
@@ -72,13 +74,38 @@ def main(argv: Sequence[str] | None = None) -> int:
             return _run_other(arguments[0], arguments[1:])
         arguments, trusted = _take_values(arguments, "--trust_imports")
         arguments, debug = _take_flag(arguments, "--debug")
+        debug = debug or os.environ.get("SIGLIGHTNING_DEBUG", "") not in ("", "0")
         arguments = resolve_arguments(arguments)
+        if arguments[0] == "plan":
+            return _run_plan(arguments[1:], trusted, debug=debug)
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     from siglightning.cli.session import run  # imports torch and Lightning
 
-    return run(arguments, command, trusted, debug=debug or os.environ.get("SIGLIGHTNING_DEBUG", "") not in ("", "0"))
+    return run(arguments, command, trusted, debug=debug)
+
+
+def _run_plan(arguments: list[str], trusted: Sequence[str], *, debug: bool) -> int:
+    """Take what only ``plan`` knows from the arguments; the others are those of ``fit``.
+
+    Raises:
+        ValueError: a number of devices, or of GiB, that is none.
+    """
+    arguments, devices = _take_values(arguments, "--devices")
+    arguments, memory = _take_values(arguments, "--memory_gib")
+    arguments, out = _take_values(arguments, "--out")
+    counts = [number for value in devices for number in value.split(",")]
+    if not all(number.isdigit() and int(number) > 0 for number in counts):
+        raise ValueError(f"--devices expects numbers such as 4,16,32, got {', '.join(devices)}.")
+    try:
+        gib = float(memory[-1]) if memory else None
+    except ValueError:
+        raise ValueError(f"--memory_gib expects the memory of a device in GiB, got {memory[-1]!r}.") from None
+    from siglightning.cli.plan import run_plan
+
+    counted = [int(number) for number in counts] or [4, 16, 32]
+    return int(run_plan(arguments, trusted, counted, gib, out[-1] if out else None, debug=debug))
 
 
 def _run_other(name: str, arguments: Sequence[str]) -> int:

@@ -102,11 +102,16 @@ class BaseTask(LightningModule):
                 f"only {', '.join(sorted(contents))}. {_REMEDIES.get(missing[0], '')}".rstrip()
             )
 
+    @property
+    def optimizer_factory(self) -> OptimizerCallable:
+        """From parameter groups to an optimizer, as configured."""
+        return self._optimizer.value
+
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """Build groups, optimizer and schedule; the table of groups is shown and logged."""
         parts = self.parts()
         optimizer = build_optimizer(
-            self, self._optimizer.value, self.rules, self.scalar_lr_mult, self.weight_decay_convention, parts
+            self, self.optimizer_factory, self.rules, self.scalar_lr_mult, self.weight_decay_convention, parts
         )
         groups = parameter_groups(self, self.rules, self.scalar_lr_mult, parts)
         rank_zero_info(describe_groups(groups, optimizer))
