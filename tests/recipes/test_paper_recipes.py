@@ -201,7 +201,8 @@ def test_the_second_stage_and_the_ablations_change_what_they_say(capsys):
     unlocked = printed(capsys, "recipe/siglip_b16_unlocked")
     rules = unlocked["model.init_args.rules"]
     decayed = changes(unlocked, printed(capsys, "recipe/siglip_b16_unlocked", "variant/decayed"))
-    assert decayed == {"model.init_args.rules": [rules[0] | {"weight_decay_mult": 1.0}]}
+    assert decayed == {"model.init_args.rules": [rules[0] | {"weight_decay_mult": 10.0}]}  # as much as new weights
+    assert rules[0]["lr_mult"] * 10 == 1  # since timm's decay follows the rate's multiplier
     scratch = changes(unlocked, printed(capsys, "recipe/siglip_b16_unlocked", "variant/scratch"))
     assert scratch == {f"{NETWORK}.image_tower.pretrained": False, "model.init_args.rules": []}
     assert read("stage_224", "variant")["examples_seen"] == 5_000_000_000
