@@ -2,16 +2,40 @@
 
 import zlib
 from collections.abc import Iterator, Sequence
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
+from siglightning.distributed.exchange import Combine, Comm, Exchange, open_exchange
 from siglightning.distributed.ring import Ring
 
 Backend = Literal["auto", "eager"]
 
 DEFAULT_CHUNK_SIZE = 1024  # a 1024 x 1024 fp32 tile is 4 MiB: it stays in cache, and larger tiles measured no faster
+
+
+class Ranks(NamedTuple):
+    """Who shares the batch, and how.
+
+    Attributes:
+        ring: the ranks.
+        sizes: local batch of every rank.
+        comm: how blocks reach all ranks.
+    """
+
+    ring: Ring
+    sizes: Sequence[int]
+    comm: Comm
+
+    @property
+    def share(self) -> float:
+        """``D / |B|``: what a term counts, so that the mean over ranks is a mean over all pairs."""
+        return self.ring.size / sum(self.sizes)
+
+    def exchange(self, combine: Combine | None = None) -> Exchange:
+        """Start a trip over the blocks of all ranks."""
+        return open_exchange(self.comm, self.ring, self.sizes, combine)
 
 
 def check_embeddings(image_embeds: Tensor, text_embeds: Tensor) -> None:

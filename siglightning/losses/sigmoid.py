@@ -18,30 +18,27 @@ of t' and b included.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from siglightning.distributed.exchange import Comm, Exchange, open_exchange
-from siglightning.distributed.ring import Block, Ring
+from siglightning.distributed.exchange import Comm
+from siglightning.distributed.ring import Ring
 from siglightning.distributed.watch import agree
 from siglightning.losses.inputs import (
     Backend,
+    Ranks,
     check_embeddings,
     check_scalar,
     checksum,
-    compute_dtype,
     shared_sizes,
     tile_size,
-    tiles,
 )
 from siglightning.losses.known import with_gradients
-
-Match = Literal["positive", "ignore"]
+from siglightning.losses.pairs import Match, Pairs, Tile
 
 _FOLDS = 3  # 2**3 terms share one logarithm: see _softplus_sum
 
@@ -102,7 +99,7 @@ def sigmoid_loss(
     if bias is not None:
         check_scalar("bias", bias)
     ring = Ring.of(group)
-    all_sizes = shared_sizes(ring, sizes, comm, len(image_embeds))
+    ranks = Ranks(ring, shared_sizes(ring, sizes, comm, len(image_embeds)), comm)
     _check_matches(match_ids, match, len(image_embeds))
     if negatives is not None:
         raise ValueError(f"Expected negatives=None, which counts every pair, got {negatives!r}: no rule exists yet.")
@@ -122,9 +119,9 @@ def sigmoid_loss(
         "comm": comm,
     }
     agree(group, call, image_embeds.device, once={"sizes": checksum(sizes)})
-    exchange = open_exchange(comm, ring, all_sizes)
     with torch.no_grad(), torch.autocast(image_embeds.device.type, enabled=False):
-        loss, gradients = _loss_and_gradients(*inputs, exchange, match_ids, match, side, (need_image, need_text))
+        pairs = Pairs.of(*inputs, match_ids, match, side)
+        loss, gradients = _loss_and_gradients(pairs, ranks, (need_image, need_text))
     return with_gradients(loss, list(zip(inputs, gradients, strict=True)))
 
 
@@ -156,96 +153,42 @@ class _Sums:
         return cls(zero, zero.clone(), torch.zeros_like(x) if need_image else None)
 
 
-def _loss_and_gradients(
-    image_embeds: Tensor,
-    text_embeds: Tensor,
-    log_scale: Tensor,
-    bias: Tensor | None,
-    exchange: Exchange,
-    match_ids: Tensor | None,
-    match: Match,
-    side: int,
-    need: tuple[bool, bool],
-) -> tuple[Tensor, Sequence[Tensor | None]]:
+def _loss_and_gradients(pairs: Pairs, ranks: Ranks, need: tuple[bool, bool]) -> tuple[Tensor, Sequence[Tensor | None]]:
     """The loss and its gradients by images, texts, t' and b, in one trip over all ranks' texts.
 
     ``need`` tells whether the gradients of images and of texts are wanted.
     """
-    dtype = compute_dtype(image_embeds.dtype)
-    x, scale = image_embeds.to(dtype), log_scale.to(dtype).exp().reshape(())
-    shift = scale.new_zeros(()) if bias is None else bias.to(dtype).reshape(())
     need_image, need_text = need
-    sums = _Sums.zeros(x, need_image)
-    own: Block = (text_embeds.detach(),) if match_ids is None else (text_embeds.detach(), match_ids)
-    for owner, (texts, *ids) in exchange.blocks(own):
-        y = texts.to(dtype)
+    sums = _Sums.zeros(pairs.images, need_image)
+    exchange = ranks.exchange()
+    for _, y, tiles in pairs.blocks(exchange):
         sums.text = exchange.zeros_like(y) if need_text else None
-        matches = _Matches(match_ids, ids[0] if ids else None, match, owner == exchange.ring.rank)
-        _add_block(x, y, scale, shift, matches, side, sums)
+        _add_block(pairs, y, tiles, sums)
         if sums.text is not None:
             exchange.hand_on(sums.text)
-    share = exchange.ring.size / sum(exchange.sizes)
-    loss = (sums.loss * share).to(dtype)
+    loss = (sums.loss * ranks.share).to(pairs.images.dtype)
     if not (need_image or need_text):
         return loss, (None,) * 4
     sums.text = exchange.home() if need_text else None
-    return loss, _gradients(sums, x, text_embeds.to(dtype), scale, share)
+    return loss, _gradients(sums, pairs, ranks.share)
 
 
-def _gradients(
-    sums: _Sums, x: Tensor, y: Tensor, scale: Tensor, share: float
-) -> tuple[Tensor | None, Tensor | None, Tensor, Tensor]:
+def _gradients(sums: _Sums, pairs: Pairs, share: float) -> tuple[Tensor | None, Tensor | None, Tensor, Tensor]:
     """Finish the sums in place: the gradients of images, texts, t' (``sum(dx * x)``, or the same of texts) and b."""
-    factor = scale * share
+    factor = pairs.scale * share
     for gradient in (sums.image, sums.text):
         if gradient is not None:
             gradient *= factor
-    embeds, gradient = (x, sums.image) if sums.image is not None else (y, sums.text)
+    embeds, gradient = (pairs.images, sums.image) if sums.image is not None else (pairs.texts, sums.text)
     assert gradient is not None  # one side is always formed when any gradient is wanted
-    log_scale = torch.einsum("id,id->i", embeds, gradient).sum(dtype=torch.float64)
+    log_scale = torch.einsum("id,id->i", embeds.to(gradient.dtype), gradient).sum(dtype=torch.float64)
     return sums.image, sums.text, log_scale, sums.derivatives * share
 
 
-class _Index(NamedTuple):
-    """Positions inside one tile: row and column numbers."""
-
-    rows: Tensor
-    columns: Tensor
-
-
-class _Matches:
-    """Which pairs of a block are positives and which are left out, found tile by tile.
-
-    Without ids the positives are the diagonal of the own block, and another rank's block has none.
-    """
-
-    def __init__(self, image_ids: Tensor | None, text_ids: Tensor | None, match: Match, is_own: bool) -> None:
-        self.image_ids, self.text_ids, self.match, self.is_own = image_ids, text_ids, match, is_own
-
-    def of_tile(self, rows: slice, columns: slice, device: torch.device) -> tuple[_Index | None, _Index | None]:
-        """Return ``(positives, ignored)`` as indices into the tile."""
-        # Tiles have one side on both axes, so each holds its whole share of the diagonal or nothing of it.
-        on_diagonal = self.is_own and rows.start == columns.start
-        diagonal = torch.arange(rows.stop - rows.start if on_diagonal else 0, device=device)
-        pairs = _Index(diagonal, diagonal) if on_diagonal else None
-        if self.image_ids is None or self.text_ids is None:
-            return pairs, None
-        equal = self.image_ids[rows, None] == self.text_ids[None, columns]
-        if self.match == "positive":
-            return _Index(*equal.nonzero(as_tuple=True)), None
-        equal[diagonal, diagonal] = False
-        return pairs, _Index(*equal.nonzero(as_tuple=True))
-
-
-def _add_block(x: Tensor, y: Tensor, scale: Tensor, bias: Tensor, matches: _Matches, side: int, sums: _Sums) -> None:
-    """Add one block, images ``x [n, d]`` against texts ``y [m, d]``, to ``sums``."""
-    tile, share = (x.new_empty(min(side, len(x)) * min(side, len(y))) for _ in range(2))  # for every tile in turn
-    for rows, columns in tiles(len(x), len(y), side):
-        shape = (rows.stop - rows.start, columns.stop - columns.start)
-        s, p = (buffer[: shape[0] * shape[1]].view(shape) for buffer in (tile, share))
-        torch.mm(x[rows], y[columns].T, out=s)
-        torch.addcmul(bias, s, scale, out=s)
-        positives, ignored = matches.of_tile(rows, columns, x.device)
+def _add_block(pairs: Pairs, y: Tensor, tiles: Iterator[Tile], sums: _Sums) -> None:
+    """Add one block, the tiles of this rank's images and the texts ``y [m, d]``, to ``sums``."""
+    x = pairs.images
+    for rows, columns, s, p, positives, ignored in tiles:
         if positives is not None:
             s[positives] *= -1
         if ignored is not None:

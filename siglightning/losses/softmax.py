@@ -15,17 +15,17 @@ Scaled as the sigmoid loss: the mean over ranks is the loss, and DistributedData
 
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from siglightning.distributed.exchange import Comm, open_exchange
+from siglightning.distributed.exchange import Comm
 from siglightning.distributed.ring import Ring
 from siglightning.distributed.watch import agree
 from siglightning.losses.inputs import (
     Backend,
+    Ranks,
     check_embeddings,
     check_scalar,
     checksum,
@@ -89,25 +89,12 @@ def softmax_loss(
     }
     agree(group, call, image_embeds.device, once={"sizes": checksum(sizes)})
     with torch.no_grad(), torch.autocast(image_embeds.device.type, enabled=False):
-        loss, gradients = _loss_and_gradients(*inputs, _Ranks(ring, all_sizes, comm), side, with_grad)
+        loss, gradients = _loss_and_gradients(*inputs, Ranks(ring, all_sizes, comm), side, with_grad)
     return with_gradients(loss, list(zip(inputs, gradients, strict=True)))
 
 
-class _Ranks(NamedTuple):
-    """Who shares the batch, and how."""
-
-    ring: Ring
-    sizes: Sequence[int]
-    comm: Comm
-
-    @property
-    def share(self) -> float:
-        """``D / |B|``: what a term counts, so that the mean over ranks is a mean over all pairs."""
-        return self.ring.size / sum(self.sizes)
-
-
 def _loss_and_gradients(
-    image_embeds: Tensor, text_embeds: Tensor, log_scale: Tensor, ranks: _Ranks, side: int, with_grad: bool
+    image_embeds: Tensor, text_embeds: Tensor, log_scale: Tensor, ranks: Ranks, side: int, with_grad: bool
 ) -> tuple[Tensor, Sequence[Tensor | None]]:
     """The loss and its gradients by images, texts and t', in two trips over all ranks' texts."""
     dtype = compute_dtype(image_embeds.dtype)
@@ -121,10 +108,10 @@ def _loss_and_gradients(
     return loss, _gradients(x, own_texts, scale, row_lse, column_lse, ranks, side)
 
 
-def _log_sum_exps(x: Tensor, own_texts: Tensor, scale: Tensor, ranks: _Ranks, side: int) -> tuple[Tensor, Tensor]:
+def _log_sum_exps(x: Tensor, own_texts: Tensor, scale: Tensor, ranks: Ranks, side: int) -> tuple[Tensor, Tensor]:
     """Return the log-sum-exp of each own row and each own column of all logits, both ``[b]``."""
     row_lse = x.new_full((len(x),), -math.inf)
-    exchange = open_exchange(ranks.comm, ranks.ring, ranks.sizes, torch.logaddexp)
+    exchange = ranks.exchange(torch.logaddexp)
     for _, (texts,) in exchange.blocks((own_texts,)):
         y = texts.to(x.dtype)
         column_lse = y.new_full((len(y),), -math.inf)
@@ -137,11 +124,11 @@ def _log_sum_exps(x: Tensor, own_texts: Tensor, scale: Tensor, ranks: _Ranks, si
 
 
 def _gradients(
-    x: Tensor, own_texts: Tensor, scale: Tensor, row_lse: Tensor, column_lse: Tensor, ranks: _Ranks, side: int
+    x: Tensor, own_texts: Tensor, scale: Tensor, row_lse: Tensor, column_lse: Tensor, ranks: Ranks, side: int
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return the gradients of images, texts and t'. By a logit: ``(row softmax + column softmax - 2 * pair) / 2b``."""
     gradient_x = -2 * own_texts.to(x.dtype)  # the pairs; both softmaxes are added tile by tile
-    exchange = open_exchange(ranks.comm, ranks.ring, ranks.sizes)
+    exchange = ranks.exchange()
     for owner, (texts, lse) in exchange.blocks((own_texts, column_lse)):
         y = texts.to(x.dtype)
         gradient_y = exchange.zeros_like(y)

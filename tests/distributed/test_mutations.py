@@ -36,14 +36,9 @@ MUTATIONS = {
     ),
     "flip the sign of positives": ("losses/sigmoid.py", "s[positives] *= -1", "s[positives] *= 1"),
     "flip the sign of their derivative": ("losses/sigmoid.py", "p[positives] *= -1", "p[positives] *= 1"),
-    "take a foreign diagonal for pairs": ("losses/sigmoid.py", "owner == exchange.ring.rank", "True"),
+    "take a foreign diagonal for pairs": ("losses/pairs.py", "owner == exchange.ring.rank", "True"),
     "forget the world size": (
-        "losses/sigmoid.py",
-        "share = exchange.ring.size / sum(exchange.sizes)",
-        "share = 1 / sum(exchange.sizes)",
-    ),
-    "forget the world size in softmax": (
-        "losses/softmax.py",
+        "losses/inputs.py",
         "return self.ring.size / sum(self.sizes)",
         "return 1 / sum(self.sizes)",
     ),
