@@ -32,9 +32,10 @@ def pair_sign(i: int, j: int, ids: list[int] | None, match: str) -> int:
     return 1 if match == "positive" else 0
 
 
-def sigmoid_loss_loops(x, y, log_scale, bias, ids=None, match="positive"):
+def sigmoid_loss_loops(x, y, log_scale, bias, ids=None, match="positive", weights=None):
     """Loss, its four gradients, and each one's sum of absolute terms, by a loop over all pairs in float64.
 
+    `weights` is a list of lists of what each pair counts, `None` for one each.
     Returns `(values, magnitudes)`: dictionaries with keys loss, image, text, log_scale, bias.
     """
     n, t = len(x), math.exp(log_scale)
@@ -47,9 +48,10 @@ def sigmoid_loss_loops(x, y, log_scale, bias, ids=None, match="positive"):
                 continue
             cosine = float(x[i] @ y[j])
             s = -z * (t * cosine + bias)
-            derivative = -z * sigmoid(s) / n
+            weight = weights[i][j] if weights is not None else 1
+            derivative = -z * sigmoid(s) / n * weight
             terms = {
-                "loss": softplus(s) / n,
+                "loss": softplus(s) / n * weight,
                 "log_scale": derivative * t * cosine,
                 "bias": derivative,
             }
@@ -61,6 +63,48 @@ def sigmoid_loss_loops(x, y, log_scale, bias, ids=None, match="positive"):
             values["text"][j] += derivative * t * x[i]
             magnitudes["text"][j] += (derivative * t * x[i]).abs()
     return values, magnitudes
+
+
+def mix64(word: int) -> int:
+    """SplitMix64's finaliser as its paper prints it, on Python's whole numbers."""
+    word = (word ^ (word >> 30)) * 0xBF58476D1CE4E5B9 % 2**64
+    word = (word ^ (word >> 27)) * 0x94D049BB133111EB % 2**64
+    return word ^ (word >> 31)
+
+
+def random_draw(seed: int, step: int, i: int, j: int) -> float:
+    """A number in [0, 1) for image i and text j of the global batch."""
+    key = mix64((mix64(seed % 2**64) + step) % 2**64)
+    word = mix64((mix64((key + i) % 2**64) + 0x9E3779B97F4A7C15 * (j + 1)) % 2**64)
+    return ((word + 2**63) % 2**64) / 2**64
+
+
+def masked_weights(logits, kind, ratio, *, seed=0, step=0, ids=None, match="positive"):
+    """What each pair counts, by sorting all negatives of a dense matrix; and how far the threshold is from others.
+
+    Positives count 1, negatives 1, 0, or where they are equal at the threshold a share of what is left.
+    """
+    n = len(logits)
+    signs = [[pair_sign(i, j, ids, match) for j in range(n)] for i in range(n)]
+    positives = sum(sign == 1 for row in signs for sign in row)
+    negatives = sorted((float(logits[i][j]) for i in range(n) for j in range(n) if signs[i][j] == -1), reverse=True)
+    kept = min(round(ratio * positives), len(negatives))
+    weights = [[float(sign == 1) for sign in row] for row in signs]
+    if kind == "easy":
+        negatives.reverse()
+    threshold = negatives[kept - 1]
+    above, tied = negatives.index(threshold), negatives.count(threshold)
+    others = [abs(logit - threshold) for logit in negatives if logit != threshold]
+    for i in range(n):
+        for j in range(n):
+            if signs[i][j] == -1 and kind == "random":
+                share = ratio * positives / len(negatives)
+                weights[i][j] = float(kept == len(negatives) or random_draw(seed, step, i, j) < share)
+            elif signs[i][j] == -1:
+                logit = float(logits[i][j])
+                beyond = logit > threshold if kind == "hard" else logit < threshold
+                weights[i][j] = float(beyond) + (logit == threshold) * (kept - above) / tied
+    return weights, min(others, default=math.inf)
 
 
 def softmax_loss_loops(x, y, log_scale):

@@ -137,3 +137,11 @@ def open_exchange(comm: Comm, ring: Ring, sizes: Sequence[int], combine: Combine
     """Start a pass over the blocks of all ranks; in a ring of one both forms are the ring."""
     form = GatherExchange if comm == "gather" and ring.size > 1 else RingExchange
     return form(ring, sizes) if combine is None else form(ring, sizes, combine)
+
+
+def sum_over_ranks(ring: Ring, values: Tensor) -> Tensor:
+    """Sum ``values``, of one shape and dtype on all ranks, in place; one all-reduce, nothing in a ring of one."""
+    if ring.size > 1:
+        with naming_the_silent(ring.group):
+            dist.all_reduce(values, group=ring.group)
+    return values

@@ -38,6 +38,7 @@ from siglightning.losses.inputs import (
     tile_size,
 )
 from siglightning.losses.known import with_gradients
+from siglightning.losses.negatives import Mask, Negatives, Tied, open_mask
 from siglightning.losses.pairs import Match, Pairs, Tile
 
 _FOLDS = 3  # 2**3 terms share one logarithm: see _softplus_sum
@@ -52,7 +53,8 @@ def sigmoid_loss(
     group: dist.ProcessGroup | None = None,
     match_ids: Tensor | None = None,
     match: Match = "positive",
-    negatives: None = None,
+    negatives: Negatives | None = None,
+    step: int = 0,
     sizes: Sequence[int] | None = None,
     comm: Comm = "ring",
     chunk_size: int | None = None,
@@ -70,7 +72,8 @@ def sigmoid_loss(
         match_ids: int64 ``[b]``; rows with equal ids match each other, on whichever ranks they are. ``None``: only
             row i matches row i.
         match: what a match off the diagonal is: another positive, or a pair to be left out.
-        negatives: a rule that masks negatives; none exists so far.
+        negatives: which negatives of the global batch count (:class:`Negatives`); ``None`` for all.
+        step: of the training; a random mask depends on it and on the pair's place in the global batch, nothing else.
         sizes: local batch of every rank, where they differ; ``None``: all have b.
         comm: ``"ring"``, or ``"gather"`` (fewer and larger messages, D times the memory for texts; equal numbers).
         chunk_size: side of a tile in rows. Memory beyond inputs and gradients is about four tiles.
@@ -93,6 +96,7 @@ def sigmoid_loss(
         Ring: each rank sends its texts (in their dtype) and match ids to the next rank, D - 1 times in all, and the
         gradients of the texts under way (fp32 or fp64), D times; all of it flies while a block is computed. Gather:
         one all-gather of texts and one of ids, one all-to-all of gradients. The first call gathers 512 bytes a rank.
+        Masks need more of both: see :class:`Negatives`.
     """
     check_embeddings(image_embeds, text_embeds)
     check_scalar("log_scale", log_scale)
@@ -101,8 +105,8 @@ def sigmoid_loss(
     ring = Ring.of(group)
     ranks = Ranks(ring, shared_sizes(ring, sizes, comm, len(image_embeds)), comm)
     _check_matches(match_ids, match, len(image_embeds))
-    if negatives is not None:
-        raise ValueError(f"Expected negatives=None, which counts every pair, got {negatives!r}: no rule exists yet.")
+    if negatives is not None and not isinstance(negatives, Negatives):
+        raise ValueError(f"Expected negatives to be a siglightning.losses.Negatives or None, got {negatives!r}.")
     side = tile_size(chunk_size, backend)
     inputs = (image_embeds, text_embeds, log_scale, bias)
     with_grad = torch.is_grad_enabled() and any(value is not None and value.requires_grad for value in inputs)
@@ -117,11 +121,15 @@ def sigmoid_loss(
         "text gradients": need_text,
         "match": "none" if match_ids is None else match,
         "comm": comm,
+        "negatives": "all" if negatives is None else negatives.kind,
     }
-    agree(group, call, image_embeds.device, once={"sizes": checksum(sizes)})
+    agree(group, call, image_embeds.device, once={"sizes": checksum(sizes), "mask": f"{negatives} at step {step}"})
+    if negatives is not None:
+        negatives.check_batch(sum(ranks.sizes))
     with torch.no_grad(), torch.autocast(image_embeds.device.type, enabled=False):
         pairs = Pairs.of(*inputs, match_ids, match, side)
-        loss, gradients = _loss_and_gradients(pairs, ranks, (need_image, need_text))
+        mask = None if negatives is None else open_mask(negatives, step, pairs, ranks)
+        loss, gradients = _loss_and_gradients(pairs, ranks, mask, (need_image, need_text))
     return with_gradients(loss, list(zip(inputs, gradients, strict=True)))
 
 
@@ -153,7 +161,9 @@ class _Sums:
         return cls(zero, zero.clone(), torch.zeros_like(x) if need_image else None)
 
 
-def _loss_and_gradients(pairs: Pairs, ranks: Ranks, need: tuple[bool, bool]) -> tuple[Tensor, Sequence[Tensor | None]]:
+def _loss_and_gradients(
+    pairs: Pairs, ranks: Ranks, mask: Mask | None, need: tuple[bool, bool]
+) -> tuple[Tensor, Sequence[Tensor | None]]:
     """The loss and its gradients by images, texts, t' and b, in one trip over all ranks' texts.
 
     ``need`` tells whether the gradients of images and of texts are wanted.
@@ -161,9 +171,10 @@ def _loss_and_gradients(pairs: Pairs, ranks: Ranks, need: tuple[bool, bool]) -> 
     need_image, need_text = need
     sums = _Sums.zeros(pairs.images, need_image)
     exchange = ranks.exchange()
-    for _, y, tiles in pairs.blocks(exchange):
+    for owner, y, tiles in pairs.blocks(exchange):
         sums.text = exchange.zeros_like(y) if need_text else None
-        _add_block(pairs, y, tiles, sums)
+        masked = ((tile, mask(tile, owner) if mask is not None else None) for tile in tiles)
+        _add_block(pairs.images, y, masked, sums)
         if sums.text is not None:
             exchange.hand_on(sums.text)
     loss = (sums.loss * ranks.share).to(pairs.images.dtype)
@@ -185,16 +196,18 @@ def _gradients(sums: _Sums, pairs: Pairs, share: float) -> tuple[Tensor | None, 
     return sums.image, sums.text, log_scale, sums.derivatives * share
 
 
-def _add_block(pairs: Pairs, y: Tensor, tiles: Iterator[Tile], sums: _Sums) -> None:
-    """Add one block, the tiles of this rank's images and the texts ``y [m, d]``, to ``sums``."""
-    x = pairs.images
-    for rows, columns, s, p, positives, ignored in tiles:
+def _add_block(x: Tensor, y: Tensor, tiles: Iterator[tuple[Tile, Tied | None]], sums: _Sums) -> None:
+    """Add one block, the tiles of images ``x [n, d]`` and texts ``y [m, d]``, to ``sums``."""
+    for (rows, columns, s, p, positives, ignored), tied in tiles:
         if positives is not None:
             s[positives] *= -1
         if ignored is not None:
             s[ignored] = -math.inf  # softplus and sigmoid of it are exactly zero
         torch.sigmoid(s, out=p)
         sums.loss += _softplus_sum(s, p)
+        if tied is not None:
+            sums.loss += tied.loss()
+            tied.fill(p)
         if positives is not None:
             p[positives] *= -1
         sums.derivatives += _sum(p)
