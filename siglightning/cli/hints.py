@@ -71,16 +71,26 @@ def _no_choice(message: str, vocabulary: Vocabulary) -> str | None:
     key = re.findall(r'Parser key "([^"]+)"', message)
     kinds, value = re.search(r"Subtypes: \[(.+)\]", message), re.search(r"Given value: (.+)", message)
     words = re.findall(r"Literal\[([^]]+)\]", kinds[1]) if kinds else []
-    if not (key and kinds and value and words):
+    if not (key and kinds and value):
         return None
     choices = [word.strip("'\"") for listed in words for word in listed.split(", ")]
     groups = [vocabulary.fields[name] for name in re.findall(r"(?<!\[)<class '[\w.]+\.(\w+)'>", kinds[1])
               if name in vocabulary.fields]  # fmt: skip
-    forms = [*map(repr, choices), *(f"{{{': ..., '.join(keys)}: ...}}" for keys in groups)]
+    if not (choices or groups):
+        return None
+    forms = [*map(repr, choices), *map(_group, groups)]
     forms += ["a list of these" if groups else "a list"] if "list[" in kinds[1] else []
     forms += ["a number"] if re.search(r"<class '(int|float)'>", kinds[1]) else []
     given = value[1].strip()
-    return f"{key[-1]}: expected {', '.join(forms[:-1])} or {forms[-1]}, got {given!r}.{nearest(given, choices)}"
+    return f"{key[-1]}: expected {_or(forms)}, got {given!r}.{nearest(given, choices)}"
+
+
+def _group(keys: Collection[str]) -> str:
+    return f"{{{': ..., '.join(keys)}: ...}}"
+
+
+def _or(forms: list[str]) -> str:
+    return " or ".join([", ".join(forms[:-1]), forms[-1]] if len(forms) > 1 else forms)
 
 
 def _unknown_parameter(message: str, vocabulary: Vocabulary) -> str | None:
@@ -122,7 +132,11 @@ def _missing(message: str, vocabulary: Vocabulary) -> str | None:
     match = re.search(r"arguments are required: (.+)", message)
     if not match:
         return None
-    names = [name.strip().partition(".")[2] for name in match[1].split(",")]
+    names = [name.strip() for name in match[1].split(",")]
+    groups = [_group(keys) for keys in vocabulary.fields.values() if set(names) <= set(keys)]
+    if groups:  # sections have a dot in their names
+        return f"Missing: {', '.join(names)}." + (f" Give {groups[0]}." if len(groups) == 1 else "")
+    names = [name.partition(".")[2] for name in names]
     return f"Missing: {', '.join(names)}. Give a configuration, for example --config quickstart"
 
 
@@ -131,5 +145,7 @@ def _wrong_type(message: str, vocabulary: Vocabulary) -> str | None:
     wrong = re.search(r"Expected an? (.+?)\. Got value: (.+)", message)
     if not key or not wrong:
         return None
-    kind = re.sub(r"<class '([\w.]+)'>", r"\1", wrong[1])
-    return f"{key[-1]}: expected {kind}, got {wrong[2].strip()!r}."
+    given, words = wrong[2].strip(), re.fullmatch(r"typing\.Literal\[([^]]+)\]", wrong[1])
+    choices = [word.strip("'\"") for word in words[1].split(", ")] if words else []
+    kind = _or([*map(repr, choices)]) if choices else re.sub(r"<class '([\w.]+)'>", r"\1", wrong[1])
+    return f"{key[-1]}: expected {kind}, got {given!r}.{nearest(given, choices)}"

@@ -25,7 +25,7 @@ from siglightning.evaluation import (
     zeroshot_metrics,
     zeroshot_predictions,
 )
-from siglightning.losses import sigmoid_loss, softmax_loss
+from siglightning.losses import Negatives, sigmoid_loss, softmax_loss
 from siglightning.models import TwoTower, has_trainable_batchnorm
 from siglightning.optim import GroupRule, Schedule, WeightDecayConvention
 from siglightning.tasks.base import BaseTask, adamw
@@ -35,9 +35,10 @@ from siglightning.tasks.embeddings import EmbeddedSet, embed_images, embed_texts
 class ContrastiveTask(BaseTask):
     """Trains a :class:`~siglightning.models.TwoTower` on image-text pairs.
 
-    Validation reports the training loss itself, over fixed groups of ``global_batch_size`` pairs, exact retrieval both
-    ways, and zero-shot accuracy where the data module has ``class_names``. Tests do the same for each test set and
-    leave :attr:`evaluations`, and zero-shot :attr:`predictions` where the data have classes, for tables and figures.
+    Validation reports the training loss itself, over fixed groups of ``global_batch_size`` pairs (with all their
+    negatives, so that masks can be compared), exact retrieval both ways, and zero-shot accuracy where the data module
+    has ``class_names``. Tests do the same for each test set and leave :attr:`evaluations`, and zero-shot
+    :attr:`predictions` where the data have classes, for tables and figures.
 
     On several processes each encodes its share of the global batch and the loss goes round the ring of
     :class:`~siglightning.distributed.RingDDPStrategy` (under any other DDP, of all processes), so that the objective
@@ -49,6 +50,9 @@ class ContrastiveTask(BaseTask):
         loss: ``sigmoid`` (SigLIP) or ``softmax`` (CLIP; its network has ``init_bias: null``).
         match: what other rows with the same ``match_id`` are to the sigmoid loss: positives too, left out
             (``ignore``), or negatives like any other (``none``, which is what other trainers do).
+        negatives: which negatives of the global batch the sigmoid loss counts in training (SigLIP paper, section 4.8);
+            all unless given. For as many pairs as a run without it sees, set ``trainer.max_steps`` to
+            :meth:`Negatives.matched_steps <siglightning.losses.Negatives.matched_steps>`, steps * B / (1 + ratio).
         optimizer: from parameter groups to an optimizer; AdamW with beta2 = .95 unless given.
         schedule: the learning rate over the run.
         rules: parameter groups, first match wins; names begin with ``network.``.
@@ -60,7 +64,7 @@ class ContrastiveTask(BaseTask):
         seed: of dropout and whatever else is drawn on the device, together with the step.
 
     Raises:
-        ValueError: a softmax loss with a bias.
+        ValueError: a softmax loss with a bias or with masked negatives.
     """
 
     def __init__(
@@ -68,6 +72,7 @@ class ContrastiveTask(BaseTask):
         network: TwoTower,
         loss: Literal["sigmoid", "softmax"] = "sigmoid",
         match: Literal["positive", "ignore", "none"] = "positive",
+        negatives: Negatives | None = None,
         optimizer: OptimizerCallable = adamw,
         schedule: Schedule = Schedule(warmup_steps=0.1),  # noqa: B008  # frozen: nobody can change the default
         rules: Sequence[GroupRule] = (),
@@ -84,7 +89,12 @@ class ContrastiveTask(BaseTask):
                 "The softmax loss has no bias (a constant cancels), got a network with one. Set "
                 "`model.init_args.network.init_args.init_bias: null`."
             )
-        self.network, self.loss_name, self.match = network, loss, match
+        if loss == "softmax" and negatives is not None:
+            raise ValueError(
+                f"Masks of negatives belong to the sigmoid loss, got {negatives} with the softmax loss, which compares "
+                "each pair with all others. Set `model.init_args.loss: sigmoid` or leave `negatives` out."
+            )
+        self.network, self.loss_name, self.match, self.negatives = network, loss, match, negatives
         self.chunk_size, self.comm, self.allow_accumulation = chunk_size, comm, allow_accumulation
         self.input_spec = InputSpec(network.image_size, network.tokenizer, network.feature_keys)
         self.evaluations: dict[str, Evaluation] = {}
@@ -125,10 +135,12 @@ class ContrastiveTask(BaseTask):
         text_embeds: Tensor,
         match_ids: Tensor | None,
         group: dist.ProcessGroup | None = None,
+        step: int | None = None,
     ) -> Tensor:
-        """The loss that trains, of unit embeddings ``[b, d]`` and match ids int64 ``[b]``; a scalar in nats.
+        """The loss of unit embeddings ``[b, d]`` and match ids int64 ``[b]``; a scalar in nats.
 
-        With a ``group`` the batch is that of all its processes, and the mean over them is the loss.
+        With a ``group`` the batch is that of all its processes, and the mean over them is the loss. With the ``step``
+        of training its negatives are masked as the task says, without it all of them count.
         """
         network = self.network
         options: dict[str, Any] = {"group": group, "comm": self.comm, "chunk_size": self.chunk_size}
@@ -141,6 +153,8 @@ class ContrastiveTask(BaseTask):
             network.bias,
             match_ids=None if self.match == "none" else match_ids,
             match="ignore" if self.match == "ignore" else "positive",
+            negatives=None if step is None else self.negatives,
+            step=step or 0,
             **options,
         )
 
@@ -157,7 +171,7 @@ class ContrastiveTask(BaseTask):
         match_ids, group = batch.get("match_id"), group_of(self.trainer.strategy)
         if group is not None:
             set_step(group, self.global_step)
-        loss = self.loss(image_embeds, text_embeds, match_ids, group)
+        loss = self.loss(image_embeds, text_embeds, match_ids, group, step=self.global_step)
         if self.is_logging_step:
             self.log_train(loss.detach(), self._monitored(loss, image_embeds, text_embeds, match_ids))
         return loss
@@ -226,6 +240,8 @@ class ContrastiveTask(BaseTask):
         batches, pairs = self.trainer.accumulate_grad_batches, self.global_batch_size
         self.check_processes(self.trainer)
         self.network.num_slices(pairs // self.trainer.world_size)  # refuses slices that do not fill the batch
+        if self.negatives is not None:
+            self.negatives.check_batch(pairs)
         if batches > 1 and not self.allow_accumulation:
             raise ValueError(
                 f"accumulate_grad_batches={batches} does not make a batch of {pairs * batches}: negatives per image "
@@ -237,10 +253,13 @@ class ContrastiveTask(BaseTask):
     def _monitored(
         self, loss: Tensor, image_embeds: Tensor, text_embeds: Tensor, match_ids: Tensor | None
     ) -> dict[str, Tensor]:
-        network = self.network
+        network, images = self.network, len(image_embeds) * self.trainer.world_size
+        pairs_a_step = images * (images if self.negatives is None else 1 + self.negatives.ratio)
+        pairs_seen = (self.global_step + 1) * self.trainer.accumulate_grad_batches * pairs_a_step
         logits = pair_logits(image_embeds, text_embeds, network.log_scale, network.bias, match_ids)
         values = {
-            "loss_per_pair": loss.detach() / (len(image_embeds) * self.trainer.world_size),
+            "loss_per_pair": loss.detach() * images / pairs_a_step,
+            "pairs_seen": loss.new_tensor(pairs_seen),  # repeated captions aside
             "logit_scale": network.log_scale.detach().exp().squeeze(),
             "positive_logit": logits.positive.float(),
             "negative_logit": logits.negative.float(),

@@ -63,6 +63,26 @@ def test_words_and_groups_of_settings_are_listed(argument, here, capsys):
     assert CHOICES[argument] in error
 
 
+MASKS = {
+    ("--model.negatives=hard",): "negatives: expected {kind: ..., ratio: ..., seed: ...}, got 'hard'.",
+    ("--model.negatives.kind=hard",): "Missing: ratio. Give {kind: ..., ratio: ..., seed: ...}.",
+    ("--model.negatives.ratio=2",): "Missing: kind.",
+    ("--model.negatives={kind: hrad, ratio: 2}",): "'random', 'hard' or 'easy', got 'hrad'. Did you mean 'hard'?",
+    ("--model.negatives={kid: hard, ratio: 2}",): "There is no argument 'kid'. Did you mean 'kind'?",
+    ("--model.negatives.kind=hard", "--model.negatives.ratio=0.5"): "ratio of at least 1, got 0.5",
+    ("--model.negatives.kind=hard", "--model.negatives.ratio=128"): "at most 127, all that a global batch of 128 has",
+}
+
+
+@pytest.mark.parametrize("arguments", MASKS, ids=" ".join)
+def test_masks_that_cannot_be_are_refused(arguments, here, capsys):
+    from siglightning.cli import main
+
+    assert main(["fit", "--config", "quickstart", *arguments]) == 2
+    (error,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+    assert MASKS[arguments] in error
+
+
 def test_missing_sections_are_named(here, capsys):
     from siglightning.cli import main
 

@@ -48,6 +48,7 @@ VARIANTS = {
     "sliced-unused": ("64-true", SLICED, [BY_CLASS, UNUSED], []),
     "sliced-static": ("64-true", SLICED, [BY_CLASS, STATIC], []),
     "softmax": ("64-true", PLAIN | {"BIAS": "null"}, [RING], ["--model.init_args.loss=softmax"]),
+    "random": ("64-true", PLAIN, [RING], ["--model.negatives.kind=random", "--model.negatives.ratio=3"]),
     "plain-fp32": ("32-true", PLAIN, [RING], []),
     "sliced-fp32": ("32-true", SLICED, [RING], []),
     "plain-bf16": ("bf16-mixed", PLAIN, [RING], []),

@@ -9,10 +9,10 @@ import pytest
 import torch
 from lightning.pytorch import Callback, Trainer
 from open_clip.loss import SigLipLoss
-from references import sigmoid_loss_loops, unit_pairs
+from references import masked_weights, sigmoid_loss_loops, unit_pairs
 
 from siglightning.data import CaptionChoice, PictogramDataModule
-from siglightning.losses import sigmoid_loss
+from siglightning.losses import Negatives, sigmoid_loss
 from siglightning.models import TowerConfig, TwoTower
 from siglightning.optim import GroupRule, Schedule
 from siglightning.tasks import ContrastiveTask
@@ -219,3 +219,48 @@ def test_micro_batches_train_like_the_whole_batch(tmp_path):
         quiet_trainer(tmp_path, max_steps=5).fit(task, PictogramDataModule(global_batch_size=64))
         weights[micro] = torch.cat([p.detach().flatten() for p in task.network.parameters()])
     torch.testing.assert_close(weights[8], weights[None], rtol=0, atol=1e-6)  # order of summation only
+
+
+class Logged(Callback):
+    """Keeps what is logged at every step."""
+
+    def __init__(self):
+        self.values = []
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+        self.values.append({name: float(value) for name, value in trainer.callback_metrics.items()})
+
+
+@pytest.mark.parametrize("kind", ["random", "hard", "easy"])
+def test_training_masks_negatives_and_validation_does_not(tmp_path, kind):
+    """Each step's loss is that of the sorted dense matrix, with another random mask at every step."""
+    rule, recorder, logged = Negatives(kind, 5, seed=2), Recorder(), Logged()
+    optimizer = partial(torch.optim.SGD, lr=0.0)
+    task = ContrastiveTask(tiny_network(), negatives=rule, match="none", optimizer=optimizer)
+    data = PictogramDataModule(global_batch_size=48)
+    trainer = quiet_trainer(tmp_path, max_steps=2, log_every_n_steps=1, callbacks=[recorder, logged])
+    trainer.fit(task, data)
+    network = tiny_network().train()
+    for step, batch in enumerate(recorder.batches):
+        with torch.no_grad():
+            x, y = (value.double() for value in network(*batch))
+        weights, _ = masked_weights((10 * x @ y.T - 10).tolist(), kind, 5, seed=2, step=step)
+        expected, _ = sigmoid_loss_loops(x, y, math.log(10), -10.0, weights=weights)
+        assert recorder.losses[step] == pytest.approx(expected["loss"], rel=1e-6)
+        assert logged.values[step]["train/pairs_seen"] == (step + 1) * 48 * 6
+        assert logged.values[step]["train/loss_per_pair"] == pytest.approx(expected["loss"] / 6, rel=1e-6)
+
+    images, texts = (value.float() for value in unit_pairs(48, 16))
+    plain = task.loss(images, texts, None)
+    assert torch.equal(plain, ContrastiveTask(task.network).loss(images, texts, None))
+    assert task.loss(images, texts, None, step=0) < plain
+
+
+def test_masks_that_cannot_be_are_refused(tmp_path):
+    with pytest.raises(ValueError, match=r"belong to the sigmoid loss, got Negatives.*`model.init_args.loss: sigmoid`"):
+        ContrastiveTask(tiny_network(init_bias=None), loss="softmax", negatives=Negatives("hard", 4))
+    trainer = quiet_trainer(tmp_path, max_steps=1)
+    with pytest.raises(ValueError, match="at most 63, all that a global batch of 64 has"):
+        trainer.fit(
+            ContrastiveTask(tiny_network(), negatives=Negatives("hard", 64)), PictogramDataModule(global_batch_size=64)
+        )
