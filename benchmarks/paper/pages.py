@@ -1,0 +1,100 @@
+"""Pages of results: one a study with its figure, table and sentence, and one that lists them all."""
+
+import json
+import shutil
+from pathlib import Path
+
+from benchmarks.paper.cells import commits, failures, finished
+from benchmarks.paper.statistics import DOES_NOT, HOLDS, UNTOLD, conclude
+from benchmarks.paper.study import Findings, Results, Study, Workspace
+from benchmarks.quickstart import circumstances
+from siglightning.runtime.files import write_text
+
+RESULTS = Path(__file__).parents[1] / "results" / "paper"
+WORDS = {HOLDS: "Holds here", DOES_NOT: "Does not hold here", UNTOLD: "Cannot be told at this scale"}
+READING = (
+    "Every study takes a finding of the SigLIP paper (arXiv:2303.15343) and asks for it at the size of one machine: "
+    "embedded drawings, stored features of an EfficientNet-Lite0 and a MiniLM, or pocket towers from scratch. Metrics "
+    "are text-to-image recall on drawings of a style that training never saw, in percent, unless said otherwise; "
+    "equal captions count as negatives for both losses. A finding holds where the 95 % paired t-intervals over seeds "
+    "of all its claims lie above zero, and does not where one of them lies below the smallest difference that matters "
+    "(1 point, unless said otherwise); all else cannot be told, and the page says what could have been. Intervals "
+    "cover what varies with the seed, not the choice of test pictures. The rule is code: "
+    "[statistics.py](../../paper/statistics.py)."
+)
+
+
+def study_page(study: Study, workspace: Workspace, command: str) -> str | None:
+    """Write the study's page, figure and numbers below the workspace.
+
+    Returns:
+        The line of the list, or ``None`` where no cell is done.
+    """
+    results = finished(study, workspace)
+    if not results.cells:
+        return None
+    findings, folder = study.findings(results), pages_of(workspace)
+    folder.mkdir(parents=True, exist_ok=True)
+    findings.figure.savefig(folder / f"{study.name}.png")
+    write_text(folder / f"{study.name}.md", _text(study, workspace, results, findings, command))
+    rows = [{**cell.settings, "seconds": cell.seconds, **cell.values} for cell in results.cells]
+    write_text(folder / f"{study.name}.json", json.dumps(_rounded(rows), indent=0) + "\n")
+    missing = len(study.cells(workspace)) - len(results.cells)
+    done = f"{len(results.cells)}" + (f" ({missing} missing)" if missing else "")
+    seconds = sum(cell.seconds for cell in results.cells)
+    word = WORDS[conclude(findings.claims)]
+    return f"| [{study.title}]({study.name}.md) | {word} | {done} | {seconds:,.0f} |"
+
+
+def index_page(lines: dict[str, str | None], studies: dict[str, Study], left_out: dict[str, str], command: str) -> str:
+    """The list of all studies, those that were not run among them."""
+    rows = ["| study | in this size | cells | seconds |", "| --- | --- | ---: | ---: |"]
+    rows += [lines[name] or f"| {study.title} | not run | 0 | 0 |" for name, study in studies.items()]
+    out = [f"- {name}: {reason}" for name, reason in left_out.items()]
+    remarks = ["Left out:\n\n" + "\n".join(out)] if out else []
+    head = "# The findings of the SigLIP paper, in small"
+    return "\n\n".join([head, READING, "\n".join(rows), *remarks, f"`{command}`; {circumstances()}"]) + "\n"
+
+
+def pages_of(workspace: Workspace) -> Path:
+    """Where pages are made, before they are copied to the results."""
+    return workspace.root / f"pages-{workspace.scale}"
+
+
+def publish(workspace: Workspace, names: list[str]) -> None:
+    """Copy the pages of some studies, and the list, to the results."""
+    RESULTS.mkdir(parents=True, exist_ok=True)
+    for name in names:
+        for path in pages_of(workspace).glob(f"{name}.*"):
+            shutil.copy(path, RESULTS / path.name)
+
+
+def _text(study: Study, workspace: Workspace, results: Results, findings: Findings, command: str) -> str:
+    claims = [f"- {claim.word}: {claim.sentence()}." for claim in findings.claims]
+    failed = [f"- {name}: {error}" for name, error in failures(study, workspace).items()]
+    planned, done = len(study.cells(workspace)), len(results.cells)
+    seconds, cpu = (sum(getattr(cell, kind) for cell in results.cells) for kind in ("seconds", "cpu_seconds"))
+    tiny = ["**Of the smallest size, which only shows that it works.**"] if workspace.scale == "tiny" else []
+    parts = [
+        f"# {study.title}",
+        *tiny,
+        f"The paper. {study.paper}",
+        f"Here. {study.here}",
+        f"**{WORDS[conclude(findings.claims)]}.**",
+        "\n".join(claims),
+        f"![{study.title}]({study.name}.png)",
+        findings.table,
+        f"Mean ± standard deviation over seeds. {done} of {planned} cells, {seconds:,.0f} s ({cpu:,.0f} s of CPU), "
+        f"{seconds / done:.1f} s each; at commit {', '.join(commits(study, workspace))}.",
+        *(["Cells that failed:\n\n" + "\n".join(failed)] if failed else []),
+        f"`{command}`; {circumstances()}",
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def _rounded(value):
+    if isinstance(value, float):
+        return float(f"{value:.6g}")
+    if isinstance(value, dict):
+        return {key: _rounded(inner) for key, inner in value.items()}
+    return [_rounded(inner) for inner in value] if isinstance(value, list) else value

@@ -1,0 +1,36 @@
+"""Pocket SigLIP from scratch: a small vision transformer and a bag of words on the drawings themselves."""
+
+from typing import Any
+
+from benchmarks.paper.features import ALL_STYLES, ENGLISH, ONE_STYLE, STILL, small_text_tower
+from benchmarks.paper.study import Settings, Workspace
+from benchmarks.paper.training import build
+from siglightning.data import PictogramDataModule
+from siglightning.models import TowerConfig, TwoTower
+
+PICTURE = 64  # pixels, as the drawings have
+VIT = {"img_size": PICTURE, "patch_size": 16, "embed_dim": 192, "depth": 6, "num_heads": 3}
+TINY_VIT = {"img_size": PICTURE, "patch_size": 32, "embed_dim": 32, "depth": 2, "num_heads": 2}
+
+
+def vit(workspace: Workspace) -> TowerConfig:
+    """16 patches of 16 pixels, mean pooling as timm's tiny one has it."""
+    return TowerConfig("timm:vit_tiny_patch16_224", kwargs=workspace.pick(VIT, TINY_VIT))
+
+
+def pocket_network(settings: Settings, workspace: Workspace, **options: Any) -> TwoTower:
+    """Both towers from scratch, weights by the cell's seed."""
+    text = small_text_tower(64, workspace.pick(256, 32))
+    return build(settings, TwoTower, vit(workspace), text, **{"embed_dim": 128, "context_length": 32, **options})
+
+
+def drawings(settings: Settings, workspace: Workspace) -> PictogramDataModule:
+    """The drawings, not augmented, with English captions drawn anew in each epoch."""
+    return PictogramDataModule(
+        train_styles=workspace.pick(ALL_STYLES, ONE_STYLE),
+        captions=ENGLISH,
+        eval_captions="description",
+        augmentation=STILL,
+        global_batch_size=settings["batch"],
+        seed=settings["seed"],
+    )
