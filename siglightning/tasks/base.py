@@ -183,12 +183,19 @@ class BaseTask(LightningModule):
         self._updated = parameters
 
     def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
-        """Log the norm of the last update (SigLIP paper, Figure 5, bottom)."""
+        """Log the norms of the last update (SigLIP paper, Figure 5, bottom) and of the weights that it changed.
+
+        An update is all that the optimizer did to the weights in the step, decay included. A second copy of the trained
+        weights is held during a logged step, and only then.
+        """
         if self._before_update is None:
             return
-        changes = [after.detach() - before for after, before in zip(self._updated, self._before_update, strict=True)]
-        self._before_update = None
+        changes, self._before_update = self._before_update, None
+        weights = [parameter.detach() for parameter in self._updated]
+        for change, after in zip(changes, weights, strict=True):
+            change.sub_(after)  # in its place, and of the other sign: a third copy would be for the norm alone
         self.log("train/update_norm", nn.utils.get_total_norm(changes), batch_size=1)
+        self.log("train/param_norm", nn.utils.get_total_norm(weights), batch_size=1)
 
     def _peak_group_lr(self) -> float:
         optimizer = self.optimizers()
