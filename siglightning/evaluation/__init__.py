@@ -10,6 +10,8 @@ from siglightning.evaluation.bootstrap import (
 )
 from siglightning.evaluation.calibration import Calibration, CalibrationFit, fit_calibration
 from siglightning.evaluation.classification import Predictions, classification_metrics
+from siglightning.evaluation.collapse import collapse_metrics, effective_rank, mean_cosine
+from siglightning.evaluation.hardest import HardNegative, hardest_negatives
 from siglightning.evaluation.label_scores import LabelScores
 from siglightning.evaluation.multilabel import multilabel_metrics
 from siglightning.evaluation.pairs import PairLogits, pair_logits
@@ -24,6 +26,7 @@ from siglightning.evaluation.retrieval import (
     retrieval_metrics,
     retrieval_ranks,
 )
+from siglightning.evaluation.spikes import SpikeCounter
 from siglightning.evaluation.targets import multi_hot, require_disjoint, require_other_pictures
 from siglightning.evaluation.thresholds import Decision, ThresholdRule
 from siglightning.evaluation.zeroshot import class_embeddings, zeroshot_metrics, zeroshot_predictions
@@ -36,11 +39,13 @@ __all__ = [
     "Evaluation",
     "Example",
     "ExampleImages",
+    "HardNegative",
     "LabelScores",
     "MetricValue",
     "PairLogits",
     "Predictions",
     "ReliabilityBins",
+    "SpikeCounter",
     "ThresholdRule",
     "activations",
     "bootstrap_interval",
@@ -48,11 +53,15 @@ __all__ = [
     "chance_recall_at_k",
     "class_embeddings",
     "classification_metrics",
+    "collapse_metrics",
     "compare_activations",
     "counts_interval",
+    "effective_rank",
     "evaluate_retrieval",
     "fill_templates",
     "fit_calibration",
+    "hardest_negatives",
+    "mean_cosine",
     "mean_rank",
     "mean_with_interval",
     "median_rank",
