@@ -2,8 +2,10 @@
 
 from siglightning.callbacks.calibration import CalibrationWriter
 from siglightning.callbacks.class_pictures import ClassPictures
+from siglightning.callbacks.collapse import CollapseAlarm
 from siglightning.callbacks.epoch_table import EpochTable
 from siglightning.callbacks.figures import FigureWriter
+from siglightning.callbacks.hardest import HardestNegatives
 from siglightning.callbacks.label_cards import LabelCards
 from siglightning.callbacks.memory import MemoryMonitor
 from siglightning.callbacks.model_record import ModelRecord
@@ -11,14 +13,17 @@ from siglightning.callbacks.predictions import PredictionWriter
 from siglightning.callbacks.progress import RunProgressBar
 from siglightning.callbacks.reliability import ReliabilityFigures
 from siglightning.callbacks.samples import SampleWriter
+from siglightning.callbacks.spikes import SpikeMonitor
 from siglightning.callbacks.summary import SummaryTable
 from siglightning.callbacks.throughput import ThroughputMonitor
 
 __all__ = [
     "CalibrationWriter",
     "ClassPictures",
+    "CollapseAlarm",
     "EpochTable",
     "FigureWriter",
+    "HardestNegatives",
     "LabelCards",
     "MemoryMonitor",
     "ModelRecord",
@@ -26,6 +31,7 @@ __all__ = [
     "ReliabilityFigures",
     "RunProgressBar",
     "SampleWriter",
+    "SpikeMonitor",
     "SummaryTable",
     "ThroughputMonitor",
 ]

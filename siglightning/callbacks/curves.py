@@ -21,9 +21,10 @@ BLUE, ORANGE, GREEN, RED, PURPLE, INK, GREY = (
     "#222222",
     "#8A8A8A",
 )
-_PALETTE = (BLUE, ORANGE, GREEN, PURPLE, RED, GREY)
+PALETTE = (BLUE, ORANGE, GREEN, PURPLE, RED, GREY)
 _MAX_POINTS = 1000
 _SMOOTHED_FROM = 100  # points from which a noisy curve is drawn faint, with its running mean on top
+_WIDE = 10**2.5  # from this ratio on, a logarithmic axis is marked at powers of ten alone
 _DPI = 150
 
 Metrics = Mapping[str, Series]
@@ -51,6 +52,15 @@ def draw_scale_and_bias(metrics: Metrics, path: Path) -> bool:
         "Mean logit": {"train/positive_logit": "pairs", "train/negative_logit": "negatives"},
     }
     return _draw_panels("Scale and bias", panels, metrics, path)
+
+
+def draw_collapse(metrics: Metrics, path: Path) -> bool:
+    """Mean cosine and effective rank of the embeddings of training batches, where the task logs them."""
+    panels = {
+        title: {f"train/{side}_{name}": f"{side}s" for side in ("image", "text")}
+        for title, name in (("Mean cosine of different rows", "mean_cosine"), ("Effective rank", "effective_rank"))
+    }
+    return _draw_panels("Do embeddings tell things apart?", panels, metrics, path)
 
 
 def draw_recall(metrics: Metrics, path: Path) -> bool:
@@ -113,7 +123,7 @@ def _draw_panels(
     Shares, which begin at 0 and end at 1 at most, have the same scale in all panels.
     """
     panels = {
-        name: {key: label for key, label in curves.items() if key in metrics and _is_drawable(metrics[key])}
+        name: {key: label for key, label in curves.items() if key in metrics and is_drawable(metrics[key])}
         for name, curves in panels.items()
     }
     panels = {name: curves for name, curves in panels.items() if curves}
@@ -123,20 +133,22 @@ def _draw_panels(
     figure.suptitle(title, x=0.01, ha="left", fontsize=12, fontweight="bold", color=INK)
     rows = figure.subplots(1, len(panels), squeeze=False, sharey=shares)
     for axes, (name, curves) in zip(rows[0], panels.items(), strict=True):
-        for colour, (key, label) in zip(_PALETTE, curves.items(), strict=False):
-            _draw_curve(axes, metrics[key], label, colour)
-        _dress(axes, name, over, logarithmic=name in (log or ()))
+        for colour, (key, label) in zip(PALETTE, curves.items(), strict=False):
+            draw_curve(axes, metrics[key], label, colour)
+        dress(axes, name, over, logarithmic=name in (log or ()))
     if shares:
         rows[0, 0].set_ylim(0, min(1.0, rows[0, 0].get_ylim()[1] * 1.1))
     figure.savefig(path)
     return True
 
 
-def _is_drawable(series: Series) -> bool:
+def is_drawable(series: Series) -> bool:
+    """Whether there is a finite value."""
     return bool(np.isfinite(series.values).any())
 
 
-def _draw_curve(axes: Any, series: Series, label: str, colour: str) -> None:
+def draw_curve(axes: Any, series: Series, label: str, colour: str) -> None:
+    """A metric; a long and noisy one faintly, below its running mean."""
     few = len(series.steps) <= 30
     noisy = len(series.steps) > _SMOOTHED_FROM and _is_noisy(series)
     points = downsample(series, _MAX_POINTS)
@@ -168,7 +180,8 @@ def _running_mean(values: NDArray[np.float64]) -> NDArray[np.float64]:
     return means
 
 
-def _dress(axes: Any, title: str, over: str, logarithmic: bool) -> None:
+def dress(axes: Any, title: str, over: str, logarithmic: bool) -> None:
+    """Titles, ticks and legend as all figures have them."""
     axes.set_title(title, loc="left", fontsize=10, color=INK)
     axes.set_xlabel(over, fontsize=9, color=INK)
     axes.tick_params(labelsize=8, colors=INK)
@@ -179,7 +192,8 @@ def _dress(axes: Any, title: str, over: str, logarithmic: bool) -> None:
     axes.xaxis.set_major_formatter(EngFormatter(sep=""))
     if logarithmic:
         axes.set_yscale("log")
-        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        low, high = axes.get_ylim()
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if high < _WIDE * low else (1,)))
         axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
         axes.yaxis.set_minor_locator(NullLocator())
     if axes.get_legend_handles_labels()[1] and any(axes.get_legend_handles_labels()[1]):

@@ -7,6 +7,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import CSVLogger
 
 from siglightning.callbacks.curves import (
+    draw_collapse,
     draw_epochs,
     draw_recall,
     draw_scale_and_bias,
@@ -15,6 +16,7 @@ from siglightning.callbacks.curves import (
 )
 from siglightning.callbacks.epoch_table import epochs_path
 from siglightning.callbacks.grid import draw_retrieval_grid
+from siglightning.callbacks.stability_page import draw_stability
 from siglightning.evaluation import Evaluation
 from siglightning.runtime.metrics_file import read_metrics
 
@@ -22,6 +24,8 @@ _CURVES = {
     "training_curves.png": draw_training_curves,
     "validation_curves.png": draw_validation,
     "scale_and_bias.png": draw_scale_and_bias,
+    "stability.png": draw_stability,
+    "collapse.png": draw_collapse,
     "recall.png": draw_recall,
 }  # each draws what it finds the metrics of, and nothing where it finds none
 

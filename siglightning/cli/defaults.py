@@ -10,8 +10,10 @@ from lightning.pytorch.callbacks import ProgressBar
 from siglightning.callbacks import (
     CalibrationWriter,
     ClassPictures,
+    CollapseAlarm,
     EpochTable,
     FigureWriter,
+    HardestNegatives,
     LabelCards,
     MemoryMonitor,
     ModelRecord,
@@ -19,6 +21,7 @@ from siglightning.callbacks import (
     ReliabilityFigures,
     RunProgressBar,
     SampleWriter,
+    SpikeMonitor,
     SummaryTable,
     ThroughputMonitor,
 )
@@ -35,8 +38,9 @@ def default_callbacks(configured: Sequence[Callback], *, progress_bar: bool) -> 
         progress_bar: whether progress is to be shown.
     """
     watch: list[type[Callback]] = [ThroughputMonitor, MemoryMonitor, ClassPictures, ModelRecord, EpochTable]
-    figures: list[type[Callback]] = [FigureWriter, SampleWriter, ReliabilityFigures, LabelCards]
-    kinds: list[type[Callback]] = [*watch, *figures, CalibrationWriter, SummaryTable, PredictionWriter]
+    stability: list[type[Callback]] = [SpikeMonitor, CollapseAlarm]
+    figures: list[type[Callback]] = [FigureWriter, SampleWriter, ReliabilityFigures, LabelCards, HardestNegatives]
+    kinds: list[type[Callback]] = [*watch, *stability, *figures, CalibrationWriter, SummaryTable, PredictionWriter]
     missing = [kind() for kind in kinds if not any(isinstance(callback, kind) for callback in configured)]
     if progress_bar and not any(isinstance(callback, ProgressBar) for callback in configured):
         missing.append(RunProgressBar())

@@ -2,11 +2,14 @@
 
 import gc
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from itertools import islice
 from typing import Any
 
 from lightning.pytorch import LightningDataModule, Trainer
 from lightning.pytorch.loops.progress import _ProcessedTracker
 from lightning.pytorch.trainer.states import TrainerFn
+from torch import Tensor
 from torch.utils.data import DataLoader
 
 from siglightning.batch import Batch, InputSpec
@@ -16,7 +19,7 @@ from siglightning.data.colour import recolour
 from siglightning.data.dataset import SampleDataset
 from siglightning.data.noise import LabelNoise, NoisyDataset
 from siglightning.data.orders import Order
-from siglightning.data.sampler import EvaluationSampler, GlobalBatchSampler, check_global_batch
+from siglightning.data.sampler import EvaluationSampler, GlobalBatchSampler, SampleKey, check_global_batch
 from siglightning.runtime.processes import notice
 
 
@@ -183,6 +186,24 @@ class BaseDataModule(LightningDataModule, ABC):
             labels cannot be had without reading every picture (tars and streams).
         """
         return find_examples(self.train_set, self.class_names or [])
+
+    def evaluated_pictures(self, set_name: str, rows: Sequence[int], shares: Sequence[int] = ()) -> list[Tensor | None]:
+        """Pictures that were evaluated, read once more; any process can read them all.
+
+        Args:
+            set_name: ``val``, or a name of `test_set_names`.
+            rows: of the results of all processes, in the order of their ranks.
+            shares: how many pictures each process evaluated, which a limit of batches makes fewer than its share;
+                needed with several processes.
+
+        Returns:
+            uint8 ``[3, S, S]`` each, or ``None`` for data without pictures.
+        """
+        dataset = self.val_set if set_name == "val" else self.test_sets[set_name]
+        places = []
+        for rank, share in enumerate(shares or [len(dataset)]):
+            places += [key.sample for key in islice(EvaluationSampler(len(dataset), rank, max(1, len(shares))), share)]
+        return [dataset[SampleKey(places[row], 0)].get("image") for row in rows]
 
     def train_dataloader(self) -> DataLoader[Sample]:
         """This process's share of each global batch, from where training stands."""

@@ -20,6 +20,7 @@ from siglightning.evaluation import (
     MetricValue,
     Predictions,
     class_embeddings,
+    collapse_metrics,
     evaluate_retrieval,
     pair_logits,
     zeroshot_metrics,
@@ -39,6 +40,7 @@ class ContrastiveTask(BaseTask):
     negatives, so that masks can be compared), exact retrieval both ways, and zero-shot accuracy where the data module
     has ``class_names``. Tests do the same for each test set and leave :attr:`evaluations`, and zero-shot
     :attr:`predictions` where the data have classes, for tables and figures.
+    After either, callbacks find the sets' embeddings in :attr:`embedded`, on the first process, until it ends.
 
     On several processes each encodes its share of the global batch and the loss goes round the ring of
     :class:`~siglightning.distributed.RingDDPStrategy` (under any other DDP, of all processes), so that the objective
@@ -99,6 +101,7 @@ class ContrastiveTask(BaseTask):
         self.input_spec = InputSpec(network.image_size, network.tokenizer, network.feature_keys)
         self.evaluations: dict[str, Evaluation] = {}
         self.predictions: dict[str, Predictions] = {}
+        self.embedded: dict[str, EmbeddedSet] = {}
         self._sets: dict[int, EmbeddedSet] = {}
 
     def check_processes(self, trainer: Trainer) -> None:
@@ -186,11 +189,16 @@ class ContrastiveTask(BaseTask):
         self.predictions = {}
         is_training = self.trainer.state.fn == TrainerFn.FITTING  # its curves show no intervals
         for embedded in self._whole_sets(self.trainer.num_val_batches).values():
+            self.embedded = {"val": embedded}
             evaluation = self._evaluate("val", embedded, num_resamples=1 if is_training else 1000)
             self.evaluations = {} if is_training else {"val": evaluation}
             values["val/loss"] = self._group_loss(embedded)
             values |= {f"val/{name}": metric.value for name, metric in evaluation.metrics.items()}
         self._log_everywhere(values)
+
+    def on_validation_end(self) -> None:
+        """Callbacks have seen the embeddings."""
+        self.embedded = {}
 
     def test_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
         """Embed one batch of one test set."""
@@ -201,6 +209,7 @@ class ContrastiveTask(BaseTask):
         self.predictions = {}
         sets = self._whole_sets(self.trainer.num_test_batches)
         names = getattr(self._datamodule, "test_set_names", None) or [f"set {index}" for index in sets]
+        self.embedded = {names[i]: embedded for i, embedded in sets.items()}
         self.evaluations = {
             names[i]: self._evaluate(names[i], embedded, num_resamples=1000) for i, embedded in sets.items()
         }
@@ -211,6 +220,10 @@ class ContrastiveTask(BaseTask):
                 for key, metric in evaluation.metrics.items()
             }
         )
+
+    def on_test_end(self) -> None:
+        """Callbacks have seen the embeddings."""
+        self.embedded = {}
 
     def predict_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> dict[str, Any]:
         """Embeddings of one batch: ``id``, ``image_embed [B, d]`` and, where there are captions, ``text_embed``."""
@@ -253,6 +266,7 @@ class ContrastiveTask(BaseTask):
     def _monitored(
         self, loss: Tensor, image_embeds: Tensor, text_embeds: Tensor, match_ids: Tensor | None
     ) -> dict[str, Tensor]:
+        """What is logged beside the loss; of several processes each looks at its own rows, and their mean is logged."""
         network, images = self.network, len(image_embeds) * self.trainer.world_size
         pairs_a_step = images * (images if self.negatives is None else 1 + self.negatives.ratio)
         pairs_seen = (self.global_step + 1) * self.trainer.accumulate_grad_batches * pairs_a_step
@@ -264,6 +278,7 @@ class ContrastiveTask(BaseTask):
             "positive_logit": logits.positive.float(),
             "negative_logit": logits.negative.float(),
         }
+        values |= collapse_metrics(image_embeds, text_embeds)
         return values if network.bias is None else values | {"logit_bias": network.bias.detach().squeeze()}
 
     def _embed(self, batch: Batch, dataloader_idx: int) -> None:

@@ -40,6 +40,7 @@ class EmbeddedSet:
         labels: class indices int64 ``[N]``, where the set has them.
         examples: a few pictures to show.
         has_ids: whether the ids came with the batches; otherwise they number the pictures.
+        shares: pictures of each process, of a set that was gathered.
     """
 
     images: list[Tensor] = field(default_factory=list)
@@ -51,6 +52,7 @@ class EmbeddedSet:
     labels: list[Tensor] = field(default_factory=list)
     examples: ExampleImages = field(default_factory=ExampleImages)
     has_ids: bool = False
+    shares: list[int] = field(default_factory=list)
 
     def add(self, batch: Batch, image_embeds: Tensor, text_embeds: Tensor) -> None:
         """Take a batch and its embeddings ``[B, d]``, ``[T, d]``; without ids a picture matches its own captions."""
@@ -107,6 +109,7 @@ class EmbeddedSet:
 def _joined(stretches: Sequence[EmbeddedSet]) -> EmbeddedSet:
     """One set after the other; what numbers rows of a stretch then numbers rows of the whole."""
     whole = EmbeddedSet(examples=stretches[0].examples, has_ids=stretches[0].has_ids)
+    whole.shares = [sum(map(len, stretch.images)) for stretch in stretches]
     num_images = num_texts = 0
     for stretch in stretches:
         shifts = {"first_texts": num_texts}
@@ -118,4 +121,4 @@ def _joined(stretches: Sequence[EmbeddedSet]) -> EmbeddedSet:
     return whole
 
 
-_PIECES = [part.name for part in fields(EmbeddedSet) if part.name not in ("examples", "has_ids")]
+_PIECES = [part.name for part in fields(EmbeddedSet) if part.name not in ("examples", "has_ids", "shares")]

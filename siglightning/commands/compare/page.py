@@ -20,6 +20,8 @@ _PLOTS = {
     "Validation accuracy": ("val/acc", "val/zeroshot_acc"),
     "Learning rate": ("train/lr", "epoch/lr"),
     "Gradient norm": ("train/grad_norm",),
+    "Update norm": ("train/update_norm",),
+    "Spikes of the training loss": ("train/spikes",),
 }
 # Okabe and Ito's colours, darkened or lightened until they stand out from the background.
 _STYLE = """
