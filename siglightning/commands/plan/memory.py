@@ -9,7 +9,7 @@ Pieces, with P parameters, T of them trained, D devices, n = B / D pairs on each
     activations what autograd saves (siglightning.models.footprint): both towers on n pairs; or, in slices of m, the
                 larger one on m, and the embeddings of all: see activation_bytes
     loss        see loss_bytes
-    update      2 T * bytes(weights)                   weights before and their change, for train/update_norm
+    update      T * bytes(weights)                     weights before, which become their change, for train/update_norm
 
 The forward pass and the backward pass hold batch, activations and loss; the update begins when those are gone. So the
 peak is ``weights + gradients + optimizer + max(batch + activations + loss, update)``. Left out, since they are the
@@ -91,7 +91,7 @@ def forecast(
         shape.sample * pairs,
         activation_bytes(shape, pairs, micro_batch_size),
         loss_bytes(pairs, world_size, shape.embed_dim, shape.precision.embeddings, chunk_size),
-        2 * shape.gradients,
+        shape.gradients,
     )
 
 
