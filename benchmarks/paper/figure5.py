@@ -15,6 +15,7 @@ BETAS = {0.95: BLUE, 0.999: ORANGE}
 LOSSES = ("sigmoid", "softmax")
 CURVES = ("train/loss", "train/grad_norm", "train/update_norm")
 LARGEST = "largest update over the median before"
+LATE = "loss of the last tenth"
 WINDOW, FACTOR = 32, 2.0  # a spike is twice the median of the 32 steps before it
 
 
@@ -31,7 +32,7 @@ def spikes(values: Sequence[float]) -> int:
 
 def cells(workspace: Workspace) -> list[Settings]:
     """Both betas, both losses."""
-    batch, steps, lr = workspace.pick((512, 300, 3e-3), (64, 40, 3e-3))
+    batch, steps, lr = workspace.pick((256, 240, 3e-3), (64, 40, 3e-3))
     fixed = {"batch": batch, "steps": steps, "lr": lr}
     return workspace.each_seed([{"loss": loss, "beta2": beta, **fixed} for loss in LOSSES for beta in BETAS])
 
@@ -45,19 +46,21 @@ def run(settings: Settings, workspace: Workspace) -> Values:
     values = fit_and_measure(task, drawings(settings, workspace), fitting)
     series = {name: curves.found[name] for name in CURVES}
     counts = {f"spikes {name}": float(spikes(numbers)) for name, numbers in series.items()}
-    return values | counts | {LARGEST: max(leaps(series["train/update_norm"])), "curves": series}
+    losses = series["train/loss"]
+    late = statistics.fmean(losses[-max(1, len(losses) // 10) :])
+    return values | counts | {LARGEST: max(leaps(series["train/update_norm"])), LATE: late, "curves": series}
 
 
 def findings(results: Results) -> Findings:
     """Spikes, the largest update and the metric of both betas."""
     table = Table(
-        ["loss, beta2", "seen R@1", "last loss", "spikes of gradients", "of updates", "largest update / median"]
+        ["loss, beta2", "seen R@1", "late loss", "spikes of gradients", "of updates", "largest update / median"]
     )
     claims = []
     for loss in LOSSES:
         for beta in BETAS:
             cell = results.where(loss=loss, beta2=beta)
-            names = ("train/loss", "spikes train/grad_norm", "spikes train/update_norm", LARGEST)
+            names = (LATE, "spikes train/grad_norm", "spikes train/update_norm", LARGEST)
             table.rows.append(
                 [f"{loss}, {beta:g}", spread(cell.values(MAIN)), *(spread(cell.values(n), 1) for n in names)]
             )
@@ -65,8 +68,8 @@ def findings(results: Results) -> Findings:
         metrics = [cell.by_seed(LARGEST) for cell in (high, low)]
         unit = ("times the median", 1.0)
         claims.append(Claim(f"largest update of .999 over .95, {loss}", differences(*metrics), margin=0.5, unit=unit))
-        gained = differences(low.by_seed(MAIN), high.by_seed(MAIN))
-        claims.append(Claim(f"recall of .95 over .999, {loss}", gained))
+        lost = differences(high.by_seed(LATE), low.by_seed(LATE))
+        claims.append(Claim(f"{LATE}, .999 over .95, {loss}", lost, margin=0.05, unit=("nats", 1.0)))
     return Findings(str(table), claims, _draw(results))
 
 
@@ -90,8 +93,9 @@ STUDY = Study(
     "Figure 5: beta2 and stability",
     "Section 4.7: with growing batches gradients spike, updates with beta2 = .999 become large and the loss suffers; "
     "beta2 = .95 keeps training stable.",
-    "A pocket SigLIP from scratch (a ViT of 6 layers, a bag of words), batch 512, 300 steps at 3e-3 without clipping. "
-    "An update is compared with the median of the 32 before it; margins: half a median, and 1 point of recall.",
+    "A pocket SigLIP from scratch (a ViT of 4 layers, a bag of words), batch 256, 240 steps at 3e-3 without clipping. "
+    "An update is compared with the median of the 32 before it; margins: half a median, and 0.05 nats of "
+    "the loss. So early recall is too low for a claim.",
     cells,
     run,
     findings,

@@ -9,7 +9,7 @@ from siglightning.data import PictogramDataModule
 from siglightning.models import TowerConfig, TwoTower
 
 PICTURE = 64  # pixels, as the drawings have
-VIT = {"img_size": PICTURE, "patch_size": 16, "embed_dim": 192, "depth": 6, "num_heads": 3}
+VIT = {"img_size": PICTURE, "patch_size": 16, "embed_dim": 128, "depth": 4, "num_heads": 4}
 TINY_VIT = {"img_size": PICTURE, "patch_size": 32, "embed_dim": 32, "depth": 2, "num_heads": 2}
 
 

@@ -21,7 +21,7 @@ CONTEXT = 32  # bytes of a Japanese name are up to three tokens a letter
 
 def cells(workspace: Workspace) -> list[Settings]:
     """Both losses, several batches."""
-    sizes, examples = workspace.pick(((64, 256, 1024, 4096), 131_072), ((64, 256), 1024))
+    sizes, examples = workspace.pick(((64, 256, 1024, 4096), 98_304), ((64, 256), 1024))
     fixed = {"examples": examples, "bottleneck": 64}
     return workspace.each_seed(
         [{"loss": loss, "batch": size, "lr": peak_lr(size, RATE), **fixed} for size in sizes for loss in LOSSES]
@@ -110,7 +110,7 @@ STUDY = Study(
     "Section 4.3: 32k is enough for a hundred languages; beyond it the mean over 36 of them falls (34.9 at 32k, 32.7 "
     "at 240k) while ImageNet stays flat.",
     "SigLiT on stored picture features and a text tower from scratch (a bag of words of CLIP's byte pairs), names in "
-    "twelve languages, 131,072 examples. Every language is asked for drawings of trained concepts in a style never "
+    "twelve languages, 98,304 examples. Every language is asked for drawings of trained concepts in a style never "
     "seen. Only this text tower and t', b and a projection learn.",
     cells,
     run,
