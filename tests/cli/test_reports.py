@@ -50,7 +50,9 @@ def test_fine_tuning_leaves_tables_and_pictures(fit, here, capsys):
     found = files(here / "full")
     sets = ("seen_concepts", "unseen_concepts")
     pages = {f"figures/{kind}_{name}.png" for name in sets for kind in ("confusion", "ranked", "worst_mistakes")}
-    curves = {f"figures/{name}.png" for name in ("classes", "epochs", "training_curves", "validation_curves")}
+    curves = {
+        f"figures/{name}.png" for name in ("classes", "epochs", "stability", "training_curves", "validation_curves")
+    }
     assert {"epochs.csv", "model.json", *pages, *curves, *(f"samples/conv/{name}.png" for name in sets)} <= found
     assert sum(name.startswith("samples/conv/seen_concepts/") for name in found) == 12
     assert {name for name in found if name.startswith("figures/")} == pages | curves  # none of contrastive training
