@@ -34,6 +34,7 @@ def main() -> None:
     command = f"python -m benchmarks.paper --scale {args.scale} --seeds {args.seeds} --jobs {args.jobs}"
     lines = {name: study_page(study, workspace, f"{command} --only {name}") for name, study in STUDIES.items()}
     index = index_page(lines, STUDIES, LEFT_OUT, command)
+    pages_of(workspace).mkdir(parents=True, exist_ok=True)  # nothing is there where every cell failed
     write_text(pages_of(workspace) / "README.md", index)
     print(index)
     if args.write:

@@ -18,10 +18,16 @@ def vit(workspace: Workspace) -> TowerConfig:
     return TowerConfig("timm:vit_tiny_patch16_224", kwargs=workspace.pick(VIT, TINY_VIT))
 
 
+def bag_of_words(workspace: Workspace) -> TowerConfig:
+    """A text tower as large as the captions can fill."""
+    bottleneck, width = workspace.pick((64, 256), (16, 32))
+    return small_text_tower(bottleneck, width)
+
+
 def pocket_network(settings: Settings, workspace: Workspace, **options: Any) -> TwoTower:
     """Both towers from scratch, weights by the cell's seed."""
-    text = small_text_tower(64, workspace.pick(256, 32))
-    return build(settings, TwoTower, vit(workspace), text, **{"embed_dim": 128, "context_length": 32, **options})
+    options = {"embed_dim": 128, "context_length": 32, **options}
+    return build(settings, TwoTower, vit(workspace), bag_of_words(workspace), **options)
 
 
 def drawings(settings: Settings, workspace: Workspace) -> PictogramDataModule:

@@ -22,7 +22,7 @@ CONTEXT = 32  # bytes of a Japanese name are up to three tokens a letter
 def cells(workspace: Workspace) -> list[Settings]:
     """Both losses, several batches."""
     sizes, examples = workspace.pick(((64, 256, 1024, 4096), 98_304), ((64, 256), 1024))
-    fixed = {"examples": examples, "bottleneck": 64}
+    fixed = {"examples": examples, "bottleneck": workspace.pick(64, 16)}
     return workspace.each_seed(
         [{"loss": loss, "batch": size, "lr": peak_lr(size, RATE), **fixed} for size in sizes for loss in LOSSES]
     )
