@@ -24,7 +24,8 @@ def redirect_loggers(trainer: Any, run_dir: RunDir) -> None:
     for spec in _as_list(trainer.logger):
         kind = getattr(spec, "class_path", "").rpartition(".")[2]
         if kind == "WandbLogger":
-            spec.init_args.save_dir = str(run_dir.root)
+            # Absolute: W&B's service outlives a run within a process, and stays in the directory where it started.
+            spec.init_args.save_dir = str(run_dir.root.absolute())
             if not spec.init_args.id and not spec.init_args.version:
                 spec.init_args.id = wandb_run_id(run_dir)
         elif kind == "TensorBoardLogger":

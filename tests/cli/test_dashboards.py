@@ -1,5 +1,7 @@
 """Logger fragments: what they write lies in the run directory, and a resumed run stays one run."""
 
+import shutil
+
 import pytest
 
 
@@ -20,6 +22,17 @@ def test_wandb_stays_one_offline_run(fit, here):
         assert (here / "run" / "wandb" / name / f"run-{identity}.wandb").stat().st_size > 0
     assert not (here / "wandb").exists()
     assert (here / "run" / "metrics.csv").read_text().count("\n") == 12
+
+
+def test_wandb_writes_into_the_run_after_a_change_of_directory(fit, here, monkeypatch):
+    """The service of W&B is one a process, wherever that has moved since."""
+    assert fit("--config", "logger/wandb", "--run_dir", "first")[0] == 0
+    (here / "elsewhere").mkdir()
+    shutil.copy(here / "tiny.yaml", here / "elsewhere")
+    monkeypatch.chdir(here / "elsewhere")
+    assert fit("--config", "logger/wandb", "--run_dir", "second")[0] == 0
+    for folder in (here / "first", here / "elsewhere" / "second"):
+        assert [path.stat().st_size > 0 for path in folder.glob("wandb/offline-run-*/*.wandb")] == [True]
 
 
 def test_tensorboard_goes_on_in_one_folder(fit, here):
