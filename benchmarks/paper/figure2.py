@@ -7,10 +7,10 @@ from benchmarks.paper.drawing import OF_LOSS, canvas, label, line
 from benchmarks.paper.features import locked_network, preparing, stored
 from benchmarks.paper.statistics import Claim, differences, spread
 from benchmarks.paper.study import Findings, Results, Settings, Study, Table, Values, Workspace
-from benchmarks.paper.training import MAIN, OTHER, TUNED_BY, build, contrastive, fit_and_measure, trainer
+from benchmarks.paper.training import MAIN, OTHER, build, contrastive, fit_and_measure, trainer
 
 LOSSES = ("sigmoid", "softmax")
-RATES = (1.0, 3.0)  # times 1e-3 sqrt(batch / 512), the rule for Adam; the better one by validation counts
+RATES = (1.0, 3.0, 10.0)  # times 1e-3 sqrt(batch / 512), the rule for Adam
 SMALL, LARGE = 64, 2048  # where the claims are made
 
 
@@ -47,7 +47,7 @@ def run(settings: Settings, workspace: Workspace) -> Values:
 def findings(results: Results) -> Findings:
     """Both metrics over the batch, and what the paper says of small and of large ones."""
     found = {
-        (loss, batch): results.where(loss=loss, batch=batch).tuned("rate", TUNED_BY)
+        (loss, batch): results.where(loss=loss, batch=batch).tuned("rate", MAIN)
         for loss in LOSSES
         for batch in results.known("batch")
     }
@@ -55,7 +55,7 @@ def findings(results: Results) -> Findings:
     for batch in results.known("batch"):
         cells_of = [found[loss, batch] for loss in LOSSES]
         shown = [
-            (spread(c.values(MAIN)), spread(c.values(OTHER)), ", ".join(f"{r:g}" for r in c.known("rate")))
+            (spread(c.values(MAIN)), spread(c.values(OTHER)), ", ".join(f"{r:g}" for r in sorted(c.known("rate"))))
             for c in cells_of
         ]
         table.rows.append([f"{batch:,}", *(text for texts in shown for text in texts)])
@@ -80,9 +80,7 @@ def _claims(found: dict[tuple[str, int], Results], batches: Sequence[int]) -> li
         *small,
         Claim(f"sigmoid and softmax alike at {LARGE:,}", gap(LARGE), kind="same"),
         Claim(f"sigmoid at {LARGE:,} over {SMALL}", differences(sigmoid[1], sigmoid[0])),
-        Claim(
-            f"sigmoid no better at {max(batches):,} than at {LARGE:,}", differences(sigmoid[1], sigmoid[2]), kind="same"
-        ),
+        Claim(f"sigmoid at {max(batches):,} and {LARGE:,} alike", differences(sigmoid[2], sigmoid[1]), kind="same"),
     ]
 
 
@@ -92,8 +90,9 @@ STUDY = Study(
     "Sections 4.1 and 4.2: sigmoid is clearly ahead at small batches (below 16k), both are alike at large ones, larger "
     "batches are better up to 32k, and beyond that nothing is gained.",
     "SigLiT on stored features, 98,304 examples, batches of 16 to 4,096 (6,144 to 24 steps), b matched to the batch. "
-    "The peak rate grows with the root of the batch; of two multiples, the one better in validation counts. The "
-    "data hold 5,331 pictures, so that the largest batch is most of an epoch, and few concepts are there only once.",
+    "The peak rate grows with the root of the batch; of three multiples, the one that is best in the other "
+    "seeds counts. The data hold 5,331 pictures, so that the largest batch is most of an epoch, and few concepts are "
+    "there only once.",
     cells,
     run,
     findings,

@@ -5,7 +5,7 @@ from benchmarks.paper.features import preparing
 from benchmarks.paper.figure2 import RATES, peak_lr, run
 from benchmarks.paper.statistics import Claim, differences, spread
 from benchmarks.paper.study import Findings, Results, Settings, Study, Table, Workspace
-from benchmarks.paper.training import MAIN, OTHER, TUNED_BY
+from benchmarks.paper.training import MAIN, OTHER
 
 
 def cells(workspace: Workspace) -> list[Settings]:
@@ -26,7 +26,7 @@ def findings(results: Results) -> Findings:
     """The large batch against the small one at the shortest and at the longest duration."""
     batches, durations = sorted(results.known("batch")), sorted(results.known("examples"))
     found = {
-        (batch, examples): results.where(batch=batch, examples=examples).tuned("rate", TUNED_BY)
+        (batch, examples): results.where(batch=batch, examples=examples).tuned("rate", MAIN)
         for batch in batches
         for examples in durations
     }

@@ -1,6 +1,10 @@
-"""Pages of results: one a study with its figure, table and sentence, and one that lists them all."""
+"""Pages of results: one a study with its figure, table and sentence, and one that lists them all.
+
+`python -m benchmarks.paper.pages` brings the published list up to date after a change of docs/paper.md.
+"""
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -11,6 +15,8 @@ from benchmarks.quickstart import circumstances
 from siglightning.runtime.files import write_text
 
 RESULTS = Path(__file__).parents[1] / "results" / "paper"
+LINES = Path(__file__).parents[2] / "docs" / "paper.md"
+LINES_HEAD = "## The paper line by line"
 WORDS = {HOLDS: "Holds here", DOES_NOT: "Does not hold here", UNTOLD: "Cannot be told at this scale"}
 READING = (
     "Every study takes a finding of the SigLIP paper (arXiv:2303.15343) and asks for it at the size of one machine: "
@@ -55,7 +61,23 @@ def index_page(lines: dict[str, str | None], studies: dict[str, Study], left_out
     out = [f"- {name}: {reason}" for name, reason in left_out.items()]
     remarks = ["Left out:\n\n" + "\n".join(out)] if out else []
     head = "# The findings of the SigLIP paper, in small"
-    return "\n\n".join([head, READING, "\n".join(rows), *remarks, f"`{command}`; {circumstances()}"]) + "\n"
+    parts = [head, READING, "\n".join(rows), *remarks, f"`{command}`; {circumstances()}", line_by_line()]
+    return "\n\n".join(parts)
+
+
+def line_by_line() -> str:
+    """What becomes of every line of the paper: the tables of docs/paper.md, one heading deeper, links as from here."""
+    first, last = "## Where the paper contradicts itself\n", "## Pocket twins\n"
+    text = LINES.read_text()
+    tables = text[text.index(first) : text.index(last)].replace("## ", "### ").strip()
+    tables = re.sub(r"\]\((?!https?:)([\w./-]+)\)", r"](../../../docs/\1)", tables)
+    return f"{LINES_HEAD}\n\nFrom [docs/paper.md](../../../docs/paper.md), which says more.\n\n{tables}\n"
+
+
+def refresh_lines() -> None:
+    """Bring the published list up to date with docs/paper.md; needs no results."""
+    path = RESULTS / "README.md"
+    write_text(path, path.read_text().partition(LINES_HEAD)[0] + line_by_line())
 
 
 def pages_of(workspace: Workspace) -> Path:
@@ -100,3 +122,7 @@ def _rounded(value):
     if isinstance(value, dict):
         return {key: _rounded(inner) for key, inner in value.items()}
     return [_rounded(inner) for inner in value] if isinstance(value, list) else value
+
+
+if __name__ == "__main__":
+    refresh_lines()

@@ -139,10 +139,18 @@ class Results:
         return list(dict.fromkeys(cell.settings[setting] for cell in self.cells if setting in cell.settings))
 
     def tuned(self, setting: str, metric: str) -> "Results":
-        """The cells of that value of a setting whose mean of a metric is best, chosen over all seeds together."""
-        found = {value: self.where(**{setting: value}).values(metric) for value in self.known(setting)}
-        means = {value: sum(numbers) / len(numbers) for value, numbers in found.items() if numbers}
-        return self.where(**{setting: max(means, key=means.__getitem__)}) if means else Results([], self.scale)
+        """For each seed the cell of that value of a setting whose mean of a metric is best in the other seeds.
+
+        So no run is chosen for its own result; of a single seed, the best cell.
+        """
+        chosen: list[Result] = []
+        for seed in self.known("seed"):
+            others = [cell for cell in self.cells if cell.settings["seed"] != seed] or self.cells
+            found = {value: Results(others).where(**{setting: value}).values(metric) for value in self.known(setting)}
+            means = {value: sum(numbers) / len(numbers) for value, numbers in found.items() if numbers}
+            if means:
+                chosen += self.where(**{"seed": seed, setting: max(means, key=means.__getitem__)}).cells
+        return Results(chosen, self.scale)
 
 
 @dataclass

@@ -21,7 +21,6 @@ from siglightning.tasks import ContrastiveTask
 SETS = ("seen_concepts", "unseen_concepts")
 METRICS = ("t2i_recall@1", "i2t_recall@1", "t2i_recall@5", "zeroshot_acc")
 MAIN, OTHER = "seen_concepts t2i_recall@1", "unseen_concepts t2i_recall@5"
-TUNED_BY = "val t2i_recall@1"
 SCALAR_LR = 10.0  # t' and b must travel in some hundred steps what they do in the paper's hundred thousands
 
 
