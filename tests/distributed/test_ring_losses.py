@@ -10,17 +10,15 @@ import math
 import pytest
 import torch
 import torch.distributed as dist
+from joined import assert_equals, averaged, started_once
 from references import sigmoid_loss_loops, softmax_loss_loops, softmax_magnitudes, unit_pairs
 
-from siglightning.distributed.local import run_ranks
 from siglightning.losses import sigmoid_loss, softmax_loss
 
 WORLD_SIZES = (1, 2, 3, 4, 5)
 DIM = 6
 LOG_SCALE, BIAS = math.log(10), -2.0
 DTYPES = (torch.float64, torch.float32)
-# 1e-12 of the sum of absolute terms is some 5,000 roundings in fp64; 2e-5 is some 170 in fp32.
-RELATIVE = {torch.float64: 1e-12, torch.float32: 2e-5}
 CASES = {
     f"{loss}-{comm}-{'uneven' if uneven else 'even'}-{match}-{str(dtype)[6:]}": (loss, comm, uneven, match, dtype)
     for loss, comm, uneven, match, dtype in itertools.product(
@@ -69,23 +67,7 @@ def all_cases():
 
 @pytest.fixture(scope="module")
 def results():
-    """World size -> what every rank found in every case; each number of processes is started once."""
-    found = {}
-
-    def of(world_size):
-        if world_size not in found:
-            found[world_size] = run_ranks(world_size, all_cases)
-        return found[world_size]
-
-    return of
-
-
-def averaged(ranks):
-    """What one process on the joined batch should have found."""
-    world_size = len(ranks)
-    joined = {name: torch.cat([rank[name] for rank in ranks]) / world_size for name in ("image", "text")}
-    shared = ranks[0].keys() - joined.keys()
-    return joined | {name: torch.stack([rank[name] for rank in ranks]).double().mean(0) for name in shared}
+    return started_once(all_cases)
 
 
 def reference(loss, uneven, match, dtype, world_size):
@@ -102,10 +84,7 @@ def test_equals_one_process_on_the_joined_batch(results, world_size, case):
     loss, _, uneven, match, dtype = CASES[case]
     got = averaged([rank[case] for rank in results(world_size)])
     values, magnitudes = reference(loss, uneven, match, dtype, world_size)
-    for name, value in values.items():
-        error = (got[name].double().squeeze() - torch.as_tensor(value, dtype=torch.float64)).abs()
-        bound = RELATIVE[dtype] * torch.as_tensor(magnitudes[name], dtype=torch.float64)
-        assert bool((error <= bound).all()), f"{name}: off by {error.max():.3g}, allowed {bound.max():.3g}"
+    assert_equals(got, values, magnitudes, dtype)
 
 
 @pytest.mark.parametrize("world_size", [3, 4])

@@ -9,6 +9,7 @@ import math
 import pytest
 import torch
 import torch.distributed as dist
+from joined import assert_equals, averaged, started_once
 from references import masked_weights, sigmoid_loss_loops, unit_pairs
 
 from siglightning.distributed.local import RanksError, run_ranks
@@ -17,8 +18,6 @@ from siglightning.losses import Negatives, sigmoid_loss
 WORLD_SIZES = (1, 3, 4)
 DIM = 6
 LOG_SCALE, BIAS, RATIO, SEED, STEP = math.log(10), -2.0, 2.7, 11, 5
-# The same shares of the sum of absolute terms as in test_ring_losses.py.
-RELATIVE = {torch.float64: 1e-12, torch.float32: 2e-5}
 WAYS = (("ring", torch.float64), ("gather", torch.float64), ("ring", torch.float32))
 CASES = {
     f"{kind}-{comm}-{'uneven' if uneven else 'even'}-{match}-{str(dtype)[6:]}": (kind, comm, uneven, match, dtype)
@@ -94,23 +93,7 @@ def all_cases():
 
 @pytest.fixture(scope="module")
 def results():
-    """World size -> what every rank found in every case; each number of processes is started once."""
-    found = {}
-
-    def of(world_size):
-        if world_size not in found:
-            found[world_size] = run_ranks(world_size, all_cases)
-        return found[world_size]
-
-    return of
-
-
-def averaged(ranks):
-    """What one process on the joined batch should have found."""
-    world_size = len(ranks)
-    joined = {name: torch.cat([rank[name] for rank in ranks]) / world_size for name in ("image", "text")}
-    shared = ranks[0].keys() - joined.keys()
-    return joined | {name: torch.stack([rank[name] for rank in ranks]).double().mean(0) for name in shared}
+    return started_once(all_cases)
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -124,10 +107,7 @@ def test_equals_the_sorted_matrix_of_the_joined_batch(results, world_size, case)
     weights, gap = masked_weights(logits, kind, RATIO, seed=SEED, step=STEP, ids=ids, match=match)
     assert gap > 1e-5  # no rounding reaches the threshold
     values, magnitudes = sigmoid_loss_loops(x, y, log_scale, BIAS, ids, match or "positive", weights)
-    for name, value in values.items():
-        error = (got[name].double().squeeze() - torch.as_tensor(value, dtype=torch.float64)).abs()
-        bound = RELATIVE[dtype] * torch.as_tensor(magnitudes[name], dtype=torch.float64)
-        assert bool((error <= bound).all()), f"{name}: off by {error.max():.3g}, allowed {bound.max():.3g}"
+    assert_equals(got, values, magnitudes, dtype)
 
 
 @pytest.mark.parametrize("world_size", [3, 4])
