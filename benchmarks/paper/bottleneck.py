@@ -65,7 +65,8 @@ STUDY = Study(
     "Section 4.3: N x K and K x W in the place of N x W, with K = 96 and W = 768, cost about half a point of ImageNet "
     "zero-shot accuracy with a vocabulary of 250k.",
     "CLIP's 49,408 byte pairs, W = 256, K = 96 and 32, trained as in Table 2 at batch 512. The margin is half a point, "
-    "in either direction. Times are seconds of CPU.",
+    "in either direction. Without layers above it the table is all of the text tower but a projection, where K must "
+    "cost most. Times are of the CPU.",
     cells,
     run,
     findings,
