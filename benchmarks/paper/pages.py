@@ -6,10 +6,11 @@
 import json
 import re
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
 from benchmarks.paper.cells import commits, failures, finished
-from benchmarks.paper.statistics import DOES_NOT, HOLDS, UNTOLD, conclude
+from benchmarks.paper.statistics import DOES_NOT, HOLDS, UNTOLD, Claim, conclude
 from benchmarks.paper.study import Findings, Results, Study, Workspace
 from benchmarks.quickstart import circumstances
 from siglightning.runtime.files import write_text
@@ -51,13 +52,13 @@ def study_page(study: Study, workspace: Workspace, command: str) -> str | None:
     done = f"{len(results.cells)}" + (f" ({missing} missing)" if missing else "")
     seconds = sum(cell.seconds for cell in results.cells)
     word = WORDS[conclude(findings.claims)]
-    return f"| [{study.title}]({study.name}.md) | {word} | {done} | {seconds:,.0f} |"
+    return f"| [{study.title}]({study.name}.md) | {word} | {_counted(findings.claims)} | {done} | {seconds:,.0f} |"
 
 
 def index_page(lines: dict[str, str | None], studies: dict[str, Study], left_out: dict[str, str], command: str) -> str:
     """The list of all studies, those that were not run among them."""
-    rows = ["| study | in this size | cells | seconds |", "| --- | --- | ---: | ---: |"]
-    rows += [lines[name] or f"| {study.title} | not run | 0 | 0 |" for name, study in studies.items()]
+    rows = ["| study | in this size | claims | cells | seconds |", "| --- | --- | --- | ---: | ---: |"]
+    rows += [lines[name] or f"| {study.title} | not run | - | 0 | 0 |" for name, study in studies.items()]
     out = [f"- {name}: {reason}" for name, reason in left_out.items()]
     remarks = ["Left out:\n\n" + "\n".join(out)] if out else []
     head = "# The findings of the SigLIP paper, in small"
@@ -91,6 +92,12 @@ def publish(workspace: Workspace, names: list[str]) -> None:
     for name in names:
         for path in pages_of(workspace).glob(f"{name}.*"):
             shutil.copy(path, RESULTS / path.name)
+
+
+def _counted(claims: Sequence[Claim]) -> str:
+    words = [claim.word for claim in claims]
+    counts = {"hold": words.count(HOLDS), "do not": words.count(DOES_NOT), "cannot be told": words.count(UNTOLD)}
+    return ", ".join(f"{count} {word}" for word, count in counts.items() if count) or "none"
 
 
 def _text(study: Study, workspace: Workspace, results: Results, findings: Findings, command: str) -> str:

@@ -92,7 +92,7 @@ def test_the_page_has_claims_failures_and_circumstances(workspace):
     run_cells(STUDY, workspace, jobs=1)
     line = study_page(STUDY, workspace, "python -m x")
     text = (pages_of(workspace) / "toy.md").read_text()
-    assert "5 (1 missing)" in line
+    assert "| 1 hold | 5 (1 missing) |" in line
     for part in ("paper. It says so.", "ArithmeticError: out of range", "5 of 6 cells", "`python -m x`; siglightning"):
         assert part in text
     assert "sigmoid over softmax: +5.00 points (95 % interval +5.00 to +5.00, 2 seeds)" in text
@@ -100,7 +100,7 @@ def test_the_page_has_claims_failures_and_circumstances(workspace):
     rows = json.loads((pages_of(workspace) / "toy.json").read_text())
     assert [row["metric"] for row in rows] == [0.05, 0.0, 0.15, 0.25, 0.2]
     index = index_page({"toy": line, "other": None}, {"toy": STUDY, "other": STUDY}, {"figure 9": "no data"}, "command")
-    assert "| not run | 0 | 0 |" in index
+    assert "| not run | - | 0 | 0 |" in index
     assert "- figure 9: no data" in index
 
 
