@@ -13,7 +13,7 @@ import os
 from pathlib import Path
 
 from benchmarks.paper.cells import pending, run_cells
-from benchmarks.paper.pages import index_page, pages_of, publish, study_page
+from benchmarks.paper.pages import LINES_HEAD, index_page, pages_of, publish, require_publishable, study_page
 from benchmarks.paper.studies import LEFT_OUT, STUDIES
 from benchmarks.paper.study import Workspace
 from siglightning.runtime.files import write_text
@@ -36,9 +36,10 @@ def main() -> None:
     index = index_page(lines, STUDIES, LEFT_OUT, command)
     pages_of(workspace).mkdir(parents=True, exist_ok=True)  # nothing is there where every cell failed
     write_text(pages_of(workspace) / "README.md", index)
-    print(index)
+    print(index.partition(LINES_HEAD)[0])
     if args.write:
-        publish(workspace, [*(name for name, line in lines.items() if line), "README"])
+        require_publishable(STUDIES.values(), workspace)
+        publish(workspace, [*STUDIES, "README"])
 
 
 def _arguments() -> argparse.Namespace:
@@ -59,6 +60,8 @@ def _arguments() -> argparse.Namespace:
         parser.error(f"--seeds and --jobs must be at least 1, got {args.seeds} and {args.jobs}")
     if args.write and args.scale != "full":
         parser.error("--write is for --scale full: tiny runs are no results")
+    if args.write and args.seeds < 3:
+        parser.error(f"--write is for three seeds or more, got {args.seeds}")
     return args
 
 

@@ -18,7 +18,7 @@ from benchmarks.paper.study import Result, Results, Settings, Study, Workspace, 
 from siglightning.runtime.environment import describe_environment
 from siglightning.runtime.files import write_text
 
-ATTEMPTS = 2  # a cell that ends without a word so often (killed, out of memory) is not begun again
+ATTEMPTS = 3  # a cell that ends without a word so often (killed, out of memory) is not begun again
 
 
 @dataclass(frozen=True)
@@ -67,6 +67,9 @@ def run_cell(study: Study, settings: Settings, workspace: Workspace) -> str:
     start, cpu = time.perf_counter(), time.process_time()
     try:
         values = study.run(settings, workspace)
+    except KeyboardInterrupt:
+        file.path.unlink()  # it did nothing wrong: the next start begins it anew, as often as it takes
+        raise
     except Exception as error:  # whatever it is, the other cells go on, and the page tells
         line = f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
         file.write(state="failed", error=line, traceback=traceback.format_exc(), **known)

@@ -72,7 +72,7 @@ def _claims(results: Results) -> list[Claim]:
         Claim(f"all over random {at}", differences(by_seed(ALL), by_seed("random"))),
         Claim(f"hard over random {at}", differences(by_seed("hard"), by_seed("random"))),
         Claim(f"random over easy {at}", differences(by_seed("random"), by_seed("easy"))),
-        Claim(f"hard as good as all {at}", differences(by_seed("hard"), by_seed(ALL)), margin=0.02, kind="same"),
+        Claim(f"all no better than hard {at}", differences(by_seed(ALL), by_seed("hard")), margin=0.02, kind="no more"),
         Claim(f"matched over hard {at}", differences(by_seed("hard, matched pairs"), by_seed("hard"))),
         Claim(
             f"bias with random over all {at}",
@@ -89,8 +89,8 @@ STUDY = Study(
     "nearly holds, and a little more is gained when pairs are matched by longer training; bias and logits rise as "
     "fewer negatives are left.",
     "SigLiT on stored features, batch 256 (1:255), masks of 1:64 and 1:16, 256 steps; matched pairs up to 3,856. "
-    "Claims are those at 1:16; that hard nearly holds means within 2 points. Logits are those of the last batch, "
-    "masked pairs included.",
+    "Claims are those at 1:16; that hard nearly holds means that all negatives are not 2 points better. Logits are "
+    "those of the last batch, masked pairs included.",
     cells,
     run,
     findings,

@@ -6,7 +6,7 @@ intervals cover what varies with the seed, not the choice of test pictures, whic
 
 import math
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Literal
@@ -95,14 +95,22 @@ def detectable_effect(sd: float, n: int) -> float:
     return (t_quantile((1 + CONFIDENCE) / 2, n - 1) + t_quantile(POWER, n - 1)) * sd / math.sqrt(n)
 
 
-def seeds_needed(sd: float, effect: float) -> int | None:
-    """The least number of pairs for which :func:`detectable_effect` is at most ``effect``; ``None`` beyond 1,000."""
+def provable_margin(sd: float, n: int) -> float:
+    """The margin within which the interval of ``n`` equal pairs lies with probability ``POWER``.
+
+    ``(t_.975 + t_.9) sd / sqrt n``: the mean may leave zero on either side, so each side has half of what may fail.
+    """
+    return (t_quantile((1 + CONFIDENCE) / 2, n - 1) + t_quantile((1 + POWER) / 2, n - 1)) * sd / math.sqrt(n)
+
+
+def seeds_needed(sd: float, effect: float, least: Callable[[float, int], float] = detectable_effect) -> int | None:
+    """The fewest pairs for which ``least(sd, pairs)`` is at most ``effect``; ``None`` beyond 1,000."""
     few, many = 1, MOST_SEEDS  # too few, and enough if any number is
-    if detectable_effect(sd, many) > effect:
+    if least(sd, many) > effect:
         return None
     while many - few > 1:
         middle = (few + many) // 2
-        few, many = (few, middle) if detectable_effect(sd, middle) <= effect else (middle, many)
+        few, many = (few, middle) if least(sd, middle) <= effect else (middle, many)
     return many
 
 
@@ -113,16 +121,19 @@ class Claim:
     Attributes:
         text: what is compared, "sigmoid over softmax at 64 pairs".
         differences: by seed; ``more`` claims that they are positive.
-        margin: the smallest difference that matters, in the metric's unit. Chosen before the runs.
-        kind: ``more``: the first setting is better. ``same``: the two differ by less than the margin.
+        margin: the smallest difference that matters, in the metric's unit.
+        kind: ``more``: the first setting is better. ``no more``: it is not. ``same``: the two differ by less than the
+            margin.
         unit: of the differences as they are shown, and the factor to it.
+        decides: whether the word of the study rests on it; others are listed beside it.
     """
 
     text: str
     differences: Sequence[float]
     margin: float = 0.01
-    kind: Literal["more", "same"] = "more"
+    kind: Literal["more", "no more", "same"] = "more"
     unit: tuple[str, float] = ("points", 100.0)
+    decides: bool = True
 
     @property
     def interval(self) -> Interval:
@@ -133,17 +144,18 @@ class Claim:
     def word(self) -> Word:
         """The rule.
 
-        ``more`` holds where the whole interval is above zero; it does not where the whole interval is below the margin
-        (so that a difference too small to matter is a "no", too). ``same`` holds where the whole interval lies within
-        the margin, and does not where it lies outside. All else cannot be told.
+        ``more`` does not hold where the whole interval is below the margin, so that a difference too small to matter
+        is a "no", too; of other intervals it holds for those above zero. ``no more`` is its opposite. ``same`` holds
+        where the whole interval lies within the margin, and does not where it lies outside. All else cannot be told.
         """
         if not self.differences:
             return UNTOLD
         low, high = self.interval.low, self.interval.high
-        if self.kind == "more":
-            return HOLDS if low > 0 else DOES_NOT if high < self.margin else UNTOLD
-        within, outside = -self.margin < low and high < self.margin, high < -self.margin or low > self.margin
-        return HOLDS if within else DOES_NOT if outside else UNTOLD
+        if self.kind == "same":
+            within, outside = -self.margin < low and high < self.margin, high < -self.margin or low > self.margin
+            return HOLDS if within else DOES_NOT if outside else UNTOLD
+        yes, no = (HOLDS, DOES_NOT) if self.kind == "more" else (DOES_NOT, HOLDS)
+        return no if high < self.margin else yes if low > 0 else UNTOLD
 
     def sentence(self) -> str:
         """What was found, in figures; where it cannot be told, what could have been, and how many seeds it takes."""
@@ -157,22 +169,22 @@ class Claim:
         return shown + (f"; {self._missing()}" if self.word == UNTOLD else "")
 
     def _missing(self) -> str:
-        found, (unit, factor) = self.interval, self.unit
-        least, wanted = detectable_effect(found.sd, found.n), seeds_needed(found.sd, self.margin)
+        (unit, factor), same = self.unit, self.kind == "same"
+        least = provable_margin if same else detectable_effect
+        wanted = seeds_needed(self.interval.sd, self.margin, least)
         count = f"{wanted} seeds" if wanted is not None else f"more than {MOST_SEEDS:,} seeds"
-        return (
-            f"{least * factor:.2f} {unit} could have been detected (80 % power), {self.margin * factor:g} {unit} would "
-            f"take {count}"
-        )
+        shown = f"{least(self.interval.sd, self.interval.n) * factor:.2f} {unit}"
+        could = f"equality within {shown} could have been shown" if same else f"{shown} could have been detected"
+        return f"{could} (80 % power), {self.margin * factor:g} {unit} would take {count}"
 
 
 def conclude(claims: Sequence[Claim]) -> Word:
-    """The word for a study: it holds where all its claims do, does not where any does not.
+    """The word for a study: it holds where all claims that decide do, does not where any of them does not.
 
     Asking for all is a test of its own level. "Does not" for any of k claims can be wrong in up to k times 2.5 % of
     studies; pages list every claim with its interval.
     """
-    words = {claim.word for claim in claims}
+    words = {claim.word for claim in claims if claim.decides}
     return HOLDS if words == {HOLDS} else DOES_NOT if DOES_NOT in words else UNTOLD
 
 

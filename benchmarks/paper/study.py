@@ -14,6 +14,7 @@ from benchmarks.paper.statistics import Claim
 Settings = dict[str, Any]
 Values = dict[str, Any]
 Scale = Literal["full", "tiny"]
+FIRST_SEED = 3  # claims, margins, sizes and learning rates were chosen on runs of seeds 0 to 2, which do not count
 
 
 @dataclass(frozen=True)
@@ -36,7 +37,7 @@ class Workspace:
 
     def each_seed(self, settings: Sequence[Settings]) -> list[Settings]:
         """Every setting with every seed, seeds outermost: what is stopped early has whole seeds."""
-        return [{**one, "seed": seed} for seed in range(self.seeds) for one in settings]
+        return [{**one, "seed": seed} for seed in range(FIRST_SEED, FIRST_SEED + self.seeds) for one in settings]
 
 
 @dataclass(frozen=True)
@@ -137,20 +138,6 @@ class Results:
     def known(self, setting: str) -> list[Any]:
         """What values a setting has, in the order of the cells."""
         return list(dict.fromkeys(cell.settings[setting] for cell in self.cells if setting in cell.settings))
-
-    def tuned(self, setting: str, metric: str) -> "Results":
-        """For each seed the cell of that value of a setting whose mean of a metric is best in the other seeds.
-
-        So no run is chosen for its own result; of a single seed, the best cell.
-        """
-        chosen: list[Result] = []
-        for seed in self.known("seed"):
-            others = [cell for cell in self.cells if cell.settings["seed"] != seed] or self.cells
-            found = {value: Results(others).where(**{setting: value}).values(metric) for value in self.known(setting)}
-            means = {value: sum(numbers) / len(numbers) for value, numbers in found.items() if numbers}
-            if means:
-                chosen += self.where(**{"seed": seed, setting: max(means, key=means.__getitem__)}).cells
-        return Results(chosen, self.scale)
 
 
 @dataclass

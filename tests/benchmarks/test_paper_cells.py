@@ -2,15 +2,16 @@
 
 import json
 import sys
+from dataclasses import replace
 
 import pytest
 from matplotlib.figure import Figure
 
 from benchmarks.paper.__main__ import main
 from benchmarks.paper.cells import ATTEMPTS, cell_file, commits, failures, finished, pending, run_cell, run_cells
-from benchmarks.paper.pages import index_page, pages_of, study_page
+from benchmarks.paper.pages import index_page, pages_of, require_publishable, study_page
 from benchmarks.paper.statistics import Claim, differences
-from benchmarks.paper.study import Findings, Results, Study, Table, Workspace, cell_name
+from benchmarks.paper.study import FIRST_SEED, Findings, Study, Table, Workspace, cell_name
 
 
 def cells(workspace):
@@ -18,11 +19,12 @@ def cells(workspace):
 
 
 def run(settings, workspace):
+    number = settings["seed"] - FIRST_SEED
     with (workspace.root / "ran").open("a") as file:
-        file.write(f"{settings['loss']} {settings['seed']}\n")
-    if settings["loss"] == "softmax" and settings["seed"] == 1:
+        file.write(f"{settings['loss']} {number}\n")
+    if settings["loss"] == "softmax" and number == 1:
         raise ArithmeticError("out of range\nand more")
-    return {"metric": settings["seed"] / 10 + (0.05 if settings["loss"] == "sigmoid" else 0.0)}
+    return {"metric": number / 10 + (0.05 if settings["loss"] == "sigmoid" else 0.0)}
 
 
 def findings(results):
@@ -48,7 +50,9 @@ def test_a_second_start_runs_nothing_twice(workspace):
     assert ran(workspace) == [f"{loss} {seed}" for seed in range(3) for loss in ("sigmoid", "softmax")]
     run_cells(STUDY, workspace, jobs=1)
     assert len(ran(workspace)) == 6
-    assert sorted(finished(STUDY, workspace).where(loss="sigmoid").by_seed("metric")) == [0, 1, 2]
+    assert sorted(finished(STUDY, workspace).where(loss="sigmoid").by_seed("metric")) == [
+        FIRST_SEED + n for n in range(3)
+    ]
 
 
 def test_a_cell_that_is_missing_is_run_again(workspace):
@@ -63,7 +67,7 @@ def test_a_crash_says_so_and_is_tried_again_only_when_asked(workspace):
     (error,) = failures(STUDY, workspace).values()
     assert error == "ArithmeticError: out of range"
     assert pending(STUDY, workspace, retry=False) == []
-    assert pending(STUDY, workspace, retry=True) == [{"loss": "softmax", "batch": 16, "seed": 1}]
+    assert pending(STUDY, workspace, retry=True) == [{"loss": "softmax", "batch": 16, "seed": FIRST_SEED + 1}]
     assert "Traceback" in cell_file(STUDY, cells(workspace)[3], workspace).read()["traceback"]
 
 
@@ -110,17 +114,30 @@ def test_results_of_several_settings_are_not_mixed(workspace):
         finished(STUDY, workspace).by_seed("metric")
 
 
-def test_the_better_value_of_a_setting_is_chosen_by_the_other_seeds():
-    from benchmarks.paper.study import Result
+def test_only_whole_runs_on_one_committed_tree_are_published(workspace):
+    run_cells(STUDY, workspace, jobs=1)
+    with pytest.raises(SystemExit, match=r"Cells missing: toy \(1\)"):  # the one that crashed
+        require_publishable([STUDY], workspace)
+    files = [cell_file(STUDY, settings, workspace) for settings in cells(workspace)]
+    for trees in (["abc1234"] * 6, ["abc1234+"] * 6, ["abc1234"] * 5 + ["def5678"]):
+        for file, commit in zip(files, trees, strict=True):
+            file.write(**{**file.read(), "state": "done", "commit": commit})
+        if set(trees) == {"abc1234"}:
+            require_publishable([STUDY], workspace)
+        else:
+            with pytest.raises(SystemExit, match="one committed tree"):
+                require_publishable([STUDY], workspace)
 
-    def cell(rate, seed, found):
-        return Result({"rate": rate, "seed": seed}, {"found": found, "both": 10 * rate + seed}, 1.0, 1.0)
 
-    # Without seed 0, the means are .3 and .2; without seed 1 .2 and .3: each seed has the rate that the other prefers.
-    results = Results([cell(1, 0, 0.2), cell(1, 1, 0.3), cell(3, 0, 0.3), cell(3, 1, 0.2)])
-    assert results.tuned("rate", "found").values("both") == [10.0, 31.0]
-    assert results.where(seed=1).tuned("rate", "found").values("both") == [11.0]
-    assert Results([]).tuned("rate", "found").values("both") == []
+def test_an_interrupted_cell_is_as_good_as_new(workspace):
+    def interrupted(settings, workspace):
+        raise KeyboardInterrupt
+
+    settings = cells(workspace)[0]
+    for _ in range(ATTEMPTS + 1):
+        with pytest.raises(KeyboardInterrupt):
+            run_cell(replace(STUDY, run=interrupted), settings, workspace)
+        assert settings in pending(STUDY, workspace, retry=False)
 
 
 def test_the_command_lists_what_is_to_be_run(tmp_path, monkeypatch, capsys):
@@ -131,8 +148,13 @@ def test_the_command_lists_what_is_to_be_run(tmp_path, monkeypatch, capsys):
 
     command("--list", "--only", "table4")
     assert capsys.readouterr().out == "table4: 7 of 7 cells to be run\n"
-    for wrong, said in (("--write", "tiny runs are no results"), ("--jobs=0", "at least 1, got 1 and 0")):
+    refusals = {
+        "--write": "tiny runs are no results",
+        "--write --scale=full": "three seeds or more, got 1",
+        "--jobs=0": "at least 1, got 1 and 0",
+    }
+    for wrong, said in refusals.items():
         with pytest.raises(SystemExit, match="2"):
-            command(wrong)
+            command(*wrong.split())
         assert said in capsys.readouterr().err
     assert not list(tmp_path.iterdir())

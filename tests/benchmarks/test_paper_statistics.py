@@ -2,6 +2,7 @@
 
 import math
 import statistics
+from dataclasses import replace
 
 import pytest
 
@@ -14,6 +15,7 @@ from benchmarks.paper.statistics import (
     detectable_effect,
     differences,
     paired_interval,
+    provable_margin,
     seeds_needed,
     spread,
     t_probability,
@@ -70,6 +72,16 @@ def test_what_can_be_detected_is_found_four_times_in_five():
     assert found / 2000 == pytest.approx(0.80, abs=0.04)  # three standard errors, and the approximation
 
 
+def test_equality_is_shown_four_times_in_five():
+    numbers = __import__("random").Random(2)
+    seeds = seeds_needed(0.6, 1.0, provable_margin)
+    found = [Claim("a", [numbers.gauss(0.0, 0.6) for _ in range(seeds)], 1.0, "same").word for _ in range(2000)]
+    # At least as often: seeds are whole. Three standard errors, and the approximation.
+    assert 0.76 < found.count(HOLDS) / 2000 < 0.95
+    fewer = [Claim("a", [numbers.gauss(0.0, 0.6) for _ in range(seeds - 1)], 1.0, "same").word for _ in range(2000)]
+    assert fewer.count(HOLDS) / 2000 < 0.80
+
+
 def test_seeds_needed_are_the_fewest():
     assert detectable_effect(0.01, seeds_needed(0.01, 0.01)) <= 0.01
     assert detectable_effect(0.01, seeds_needed(0.01, 0.01) - 1) > 0.01
@@ -92,10 +104,15 @@ HALF = 4.30265 / math.sqrt(3)  # half an interval of three, in standard deviatio
     [
         ("more", 0.02, 0.019 / HALF, HOLDS),
         ("more", 0.02, 0.021 / HALF, UNTOLD),
-        ("more", 0.001, 0.0005 / HALF, HOLDS),  # small, but there
+        ("more", 0.001, 0.0005 / HALF, DOES_NOT),  # there, but too small to matter
+        ("more", 0.009, 0.002 / HALF, HOLDS),  # there, and perhaps large enough
         ("more", 0.0, 0.009 / HALF, DOES_NOT),  # no gain that matters
         ("more", 0.0, 0.011 / HALF, UNTOLD),
         ("more", -0.02, 0.001, DOES_NOT),
+        ("no more", 0.0, 0.009 / HALF, HOLDS),
+        ("no more", -0.02, 0.019 / HALF, HOLDS),
+        ("no more", 0.02, 0.019 / HALF, DOES_NOT),
+        ("no more", 0.0, 0.011 / HALF, UNTOLD),
         ("same", 0.0, 0.009 / HALF, HOLDS),
         ("same", 0.0, 0.011 / HALF, UNTOLD),
         ("same", 0.005, 0.004 / HALF, HOLDS),  # another value, but one that does not matter
@@ -107,7 +124,8 @@ HALF = 4.30265 / math.sqrt(3)  # half an interval of three, in standard deviatio
 def test_the_rule(kind, mean, sd, word):
     claim = Claim("first over second", around(mean, sd), margin=0.01, kind=kind)
     assert claim.word == word
-    assert ("could have been detected" in claim.sentence()) == (word == UNTOLD)
+    could = "equality within" if kind == "same" else "could have been detected"
+    assert (could in claim.sentence()) == (word == UNTOLD)
 
 
 def test_what_cannot_be_told_says_what_could_have_been():
@@ -134,6 +152,7 @@ def test_a_study_holds_where_all_its_claims_do():
     assert conclude([yes, untold]) == UNTOLD
     assert conclude([yes, untold, no]) == DOES_NOT
     assert conclude([]) == UNTOLD
+    assert conclude([yes, replace(no, decides=False)]) == HOLDS
 
 
 def test_differences_are_taken_seed_by_seed():
