@@ -308,9 +308,16 @@ class Schedule:
 
     def num_warmup_steps(self, total_steps: int) -> int:
         """Steps of the rise in a run of ``total_steps``."""
-        if isinstance(self.warmup_steps, float):
-            return round(self.warmup_steps * total_steps)
-        return self.warmup_steps
+        return round(self.warmup_steps * total_steps) if isinstance(self.warmup_steps, float) else self.warmup_steps
+
+    def check_length(self, total_steps: int) -> None:
+        """Raise ``ValueError`` for a rise at least as long as the run."""
+        warmup = self.num_warmup_steps(total_steps)
+        if total_steps < 1 or warmup >= total_steps:
+            raise ValueError(
+                f"The warm-up of {warmup} steps must be shorter than the run of {total_steps} steps. "
+                "Train longer, or give warmup_steps as a fraction such as 0.1."
+            )
 
     def lr_factor(self, step: int, total_steps: int) -> float:
         """Factor on the peak rate for the step after ``step`` finished ones.
@@ -339,10 +346,5 @@ def build_scheduler(optimizer: Optimizer, schedule: Schedule, total_steps: int) 
     Raises:
         ValueError: a rise at least as long as the run.
     """
-    warmup = schedule.num_warmup_steps(total_steps)
-    if total_steps < 1 or warmup >= total_steps:
-        raise ValueError(
-            f"The warm-up of {warmup} steps must be shorter than the run of {total_steps} steps. "
-            "Train longer, or give warmup_steps as a fraction such as 0.1."
-        )
+    schedule.check_length(total_steps)
     return LambdaLR(optimizer, lambda step: schedule.lr_factor(step, total_steps))

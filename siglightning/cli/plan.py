@@ -142,7 +142,7 @@ class PlanCLI(SigCLI):
         """The plan of the configuration.
 
         Raises:
-            ValueError: the task has not two towers, or the run no length.
+            ValueError: the task has not two towers, or the run no length, or one within its warm-up.
         """
         task, data = self.model, self.datamodule
         if not isinstance(task, ContrastiveTask):
@@ -153,6 +153,7 @@ class PlanCLI(SigCLI):
                 f"plan needs the length of the run, got max_epochs {max_epochs} and no data to count. Set "
                 "`--examples_seen` or `--trainer.max_steps`."
             )
+        task.schedule.check_length(max_steps)  # `fit` would refuse it, too
         batch = data.global_batch_size * self._trainer_settings.accumulate_grad_batches
         length = Length(batch, max_steps, task.schedule.num_warmup_steps(max_steps))
         return make_plan(

@@ -151,6 +151,7 @@ def test_the_command_prints_and_writes(tmp_path, capsys):
         (["--devices", "four"], "--devices expects numbers such as 4,16,32, got four."),
         (["--memory_gib=much"], "--memory_gib expects the memory of a device in GiB, got 'much'."),
         (["--trainer.max_steps=-1"], "plan needs the length of the run"),
+        (["--model.schedule.warmup_steps=100"], "The warm-up of 100 steps must be shorter than the run of 100 steps."),
         (["--trainer.precision=transformer-engine"], "plan expects a precision of 32-true"),
         (["--model.network.tokenizer=nowhere.model"], "'nowhere.model' is neither a known source"),
         (
