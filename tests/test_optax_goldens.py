@@ -104,6 +104,21 @@ def test_the_numbers_tell_other_settings(name, wrong):
     assert max(excess(big_vision_s(name, **wrong)[0], GOLDEN["parameters"][name], share).values()) > 10 * FP32
 
 
+@pytest.mark.parametrize(("golden", "share"), [("adafactor float32", 0.0), ("adafactor decayed", 10.0)])
+def test_the_recipes_decay_is_that_of_big_vision_s_chain(golden, share):
+    """timm's own convention, which follows ``lr_mult``: a tower at a tenth of the rate decays in full by a tenfold one.
+
+    The second is Figure 4's failure, ``variant/decayed``, where pre-trained weights decay like new ones.
+    """
+    settings = {"lr": LR, "weight_decay": WEIGHT_DECAY, "unscaled_wd": True, "corrected_weight_decay": True}
+    model, rules = Model(), [GroupRule("^image_tower", lr_mult=0.1, weight_decay_mult=share)]
+    found, _ = history(build_optimizer(model, partial(FACTORIES["adafactor float32"], **settings), rules), model)
+    over = excess(found, GOLDEN["parameters"][golden])
+    assert max(over.values()) <= 0, over
+    other = "adafactor decayed" if share == 0 else "adafactor float32"
+    assert max(excess(found, GOLDEN["parameters"][other]).values()) > 10 * FP32  # the tower's decay is told
+
+
 @pytest.mark.parametrize("name", ["lion", "adamw"])
 def test_pytorch_s_decay_is_that_of_optax_s_own_optimizers(name):
     """Decay times the rate, for all parameters alike: the libraries' optimizers without our groups."""

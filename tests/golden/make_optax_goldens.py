@@ -41,10 +41,12 @@ def adafactor(dtype: Any) -> optax.GradientTransformation:
     return optax.chain(moments, optax.ema(0.9, debias=False, accumulator_dtype=dtype))
 
 
-def big_vision(direction: optax.GradientTransformation) -> optax.GradientTransformation:
-    """Multipliers on the rate, then decay without the rate, then the schedule over both."""
+def big_vision(direction: optax.GradientTransformation, *, all_decay: bool = False) -> optax.GradientTransformation:
+    """Multipliers on the rate, then decay without the rate, then the schedule over both; ``all_decay``: of all."""
     rates = {name: LR * rate for name, (_, rate, _) in PARAMETERS.items()}
-    decays = {name: WEIGHT_DECAY * decay for name, (_, _, decay) in PARAMETERS.items()}
+    matrices = {name for name, (shape, _, _) in PARAMETERS.items() if len(shape) > 1}
+    shares = {name: float(name in matrices) if all_decay else decay for name, (_, _, decay) in PARAMETERS.items()}
+    decays = {name: WEIGHT_DECAY * share for name, share in shares.items()}
     scale = optax.stateless(lambda updates, _: {name: rates[name] * updates[name] for name in updates})
     decay = optax.stateless(lambda updates, params: {n: updates[n] + decays[n] * params[n] for n in updates})
     return optax.chain(direction, scale, decay, optax.scale_by_schedule(schedule), optax.scale(-1.0))
@@ -77,6 +79,7 @@ def main() -> None:
         "adamw": big_vision(optax.scale_by_adam(b1=0.9, b2=0.95, eps=1e-8)),
         "adafactor float32": big_vision(adafactor(jnp.float32)),
         "adafactor bfloat16": big_vision(adafactor(jnp.bfloat16)),
+        "adafactor decayed": big_vision(adafactor(jnp.float32), all_decay=True),
         "lion torch": torch_like(optax.lion, b1=0.9, b2=0.99),
         "adamw torch": torch_like(optax.adamw, b1=0.9, b2=0.95, eps=1e-8),
     }
