@@ -17,7 +17,8 @@ class CollapseAlarm(Callback):
 
     It reads what a contrastive task logs of each batch, ``train/image_mean_cosine``, ``train/image_effective_rank`` and
     the same of ``text``. Embeddings are collapsed at a logged step when their mean cosine is above ``max_cosine`` or
-    their effective rank below ``min_rank``; the alarm goes off when they were so at ``patience`` logged steps in a row.
+    their effective rank below ``min_rank``, or when either is NaN, as of rows of zeros; the alarm goes off when they
+    were so at ``patience`` logged steps in a row.
     Untrained towers may begin with embeddings that are nearly alike, so that steps count only after these were seen
     sound, or after a tenth of the run. A checkpoint holds how far it got, and that it has warned.
 
@@ -82,7 +83,7 @@ class CollapseAlarm(Callback):
         if not all(name in trainer.callback_metrics for name in names):
             return None
         cosine, rank = (float(trainer.callback_metrics[name]) for name in names)
-        if not (cosine > self.max_cosine or rank < self.min_rank):
+        if cosine <= self.max_cosine and rank >= self.min_rank:  # so that NaN is not sound
             return ""
         return f"{side} embeddings have a mean cosine of {cosine:.3f} and an effective rank of {rank:.1f}"
 

@@ -1,6 +1,7 @@
 """Spikes and collapses of real runs on the embedded drawings: told where they are, not told where they are not."""
 
 import warnings
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -127,6 +128,15 @@ def test_captions_all_alike_raise_it(tmp_path):
     assert len(told) == 1
     assert "text embeddings have a mean cosine of 1.000 and an effective rank of 1.0" in told[0]
     assert rank == pytest.approx(1, abs=1e-3)
+
+
+@pytest.mark.parametrize(("cosine", "rank"), [(torch.nan, 9.0), (0.5, torch.nan), (torch.nan, torch.nan)])
+def test_numbers_that_are_none_are_not_sound(cosine, rank):
+    """NaN is neither above nor below a threshold; rows of zeros have it for a rank."""
+    logged = {"train/image_mean_cosine": cosine, "train/image_effective_rank": rank}
+    assert "nan" in CollapseAlarm()._complaint(SimpleNamespace(callback_metrics=logged), "image")
+    sound = {"train/image_mean_cosine": 0.5, "train/image_effective_rank": 9.0}
+    assert CollapseAlarm()._complaint(SimpleNamespace(callback_metrics=sound), "image") == ""
 
 
 def test_the_alarm_waits_for_the_warm_up_and_remembers_that_it_rang(tmp_path):
