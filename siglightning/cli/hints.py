@@ -9,6 +9,24 @@ MAX_LENGTH = 400  # characters of a message that no rule knows
 
 
 @dataclass(frozen=True)
+class Group:
+    """Settings that one argument takes together.
+
+    Attributes:
+        parameter: the argument.
+        keys: of all settings.
+        required: of those that have no default.
+    """
+
+    parameter: str
+    keys: Collection[str]
+    required: Collection[str]
+
+    def __str__(self) -> str:
+        return f"{{{': ..., '.join(self.keys)}: ...}}"
+
+
+@dataclass(frozen=True)
 class Vocabulary:
     """The right names.
 
@@ -16,13 +34,13 @@ class Vocabulary:
         keys: dotted keys of a configuration, such as ``trainer.max_steps``.
         classes: names of classes that a configuration may hold.
         parameters: names of the arguments of those classes.
-        fields: by the names of the groups of settings that those arguments take, such as ``LastBlocks``, their keys.
+        groups: the groups of settings that those arguments take, by their names, such as ``LastBlocks``.
     """
 
     keys: Collection[str]
     classes: Collection[str]
     parameters: Collection[str]
-    fields: Mapping[str, Collection[str]]
+    groups: Mapping[str, "Group"]
 
 
 def nearest(name: str, names: Collection[str]) -> str:
@@ -74,19 +92,15 @@ def _no_choice(message: str, vocabulary: Vocabulary) -> str | None:
     if not (key and kinds and value):
         return None
     choices = [word.strip("'\"") for listed in words for word in listed.split(", ")]
-    groups = [vocabulary.fields[name] for name in re.findall(r"(?<!\[)<class '[\w.]+\.(\w+)'>", kinds[1])
-              if name in vocabulary.fields]  # fmt: skip
+    groups = [vocabulary.groups[name] for name in re.findall(r"(?<!\[)<class '[\w.]+\.(\w+)'>", kinds[1])
+              if name in vocabulary.groups]  # fmt: skip
     if not (choices or groups):
         return None
-    forms = [*map(repr, choices), *map(_group, groups)]
+    forms = [*map(repr, choices), *map(str, groups)]
     forms += ["a list of these" if groups else "a list"] if "list[" in kinds[1] else []
     forms += ["a number"] if re.search(r"<class '(int|float)'>", kinds[1]) else []
     given = value[1].strip()
     return f"{key[-1]}: expected {_or(forms)}, got {given!r}.{nearest(given, choices)}"
-
-
-def _group(keys: Collection[str]) -> str:
-    return f"{{{': ..., '.join(keys)}: ...}}"
 
 
 def _or(forms: list[str]) -> str:
@@ -97,7 +111,7 @@ def _unknown_parameter(message: str, vocabulary: Vocabulary) -> str | None:
     match = re.search(r"Option '([^']+)' is not accepted", message)
     if not match:
         return None
-    names = {*vocabulary.parameters, *(name for keys in vocabulary.fields.values() for name in keys)}
+    names = {*vocabulary.parameters, *(name for group in vocabulary.groups.values() for name in group.keys)}
     return f"There is no argument {match[1]!r}.{nearest(match[1], names)}"
 
 
@@ -133,9 +147,9 @@ def _missing(message: str, vocabulary: Vocabulary) -> str | None:
     if not match:
         return None
     names = [name.strip() for name in match[1].split(",")]
-    groups = [_group(keys) for keys in vocabulary.fields.values() if set(names) <= set(keys)]
+    groups = [group for group in vocabulary.groups.values() if set(names) <= set(group.required)]
     if groups:  # sections have a dot in their names
-        return f"Missing: {', '.join(names)}." + (f" Give {groups[0]}." if len(groups) == 1 else "")
+        return f"Missing: {', '.join(names)}. Give {_or([f'{group.parameter}: {group}' for group in groups])}."
     names = [name.partition(".")[2] for name in names]
     return f"Missing: {', '.join(names)}. Give a configuration, for example --config quickstart"
 

@@ -3,7 +3,7 @@
 import inspect
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import fields, is_dataclass
+from dataclasses import MISSING, fields, is_dataclass
 from importlib import import_module
 from pathlib import Path
 from typing import Any, NoReturn, get_args
@@ -18,7 +18,7 @@ from lightning.pytorch.strategies import Strategy
 from torch.optim import Optimizer
 from typing_extensions import override
 
-from siglightning.cli.hints import Vocabulary, explain
+from siglightning.cli.hints import Group, Vocabulary, explain
 
 # What a configuration from a stranger may name. Whatever a class of these packages does when it is built, it does
 # not run commands or load pickles; wider roots ("lightning", "torch") would reach functions that do.
@@ -91,7 +91,7 @@ def vocabulary(parser: LightningArgumentParser) -> Vocabulary:
         sorted(keys - {"help", "subcommand"}),
         sorted({kind.__name__ for kind in classes}),
         sorted(parameters),
-        {kind.__name__: [each.name for each in fields(kind)] for base in classes for kind in _settings(base)},
+        {kind.__name__: _group(name, kind) for base in classes for name, kind in _settings(base)},
     )
 
 
@@ -109,17 +109,23 @@ def _subclasses(base: type) -> Iterator[type]:
         yield from _subclasses(kind)
 
 
-def _settings(kind: type) -> Iterator[type[Any]]:
-    """Data classes among what a class takes."""
+def _settings(kind: type) -> Iterator[tuple[str, type[Any]]]:
+    """Data classes among what a class takes, and the arguments that they are."""
     try:
-        waiting = [parameter.annotation for parameter in inspect.signature(kind).parameters.values()]
+        waiting = [(name, parameter.annotation) for name, parameter in inspect.signature(kind).parameters.items()]
     except (TypeError, ValueError):
         return
     while waiting:
-        annotation = waiting.pop()
-        waiting.extend(get_args(annotation))
+        name, annotation = waiting.pop()
+        waiting.extend((name, inner) for inner in get_args(annotation))
         if isinstance(annotation, type) and is_dataclass(annotation):
-            yield annotation
+            yield name, annotation
+
+
+def _group(parameter: str, kind: type[Any]) -> Group:
+    given = [each.name for each in fields(kind)]
+    required = [each.name for each in fields(kind) if each.default is MISSING and each.default_factory is MISSING]
+    return Group(parameter, given, required)
 
 
 def _parameter_names(kind: type) -> list[str]:

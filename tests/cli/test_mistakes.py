@@ -65,8 +65,8 @@ def test_words_and_groups_of_settings_are_listed(argument, here, capsys):
 
 MASKS = {
     ("--model.negatives=hard",): "negatives: expected {kind: ..., ratio: ..., seed: ...}, got 'hard'.",
-    ("--model.negatives.kind=hard",): "Missing: ratio. Give {kind: ..., ratio: ..., seed: ...}.",
-    ("--model.negatives.ratio=2",): "Missing: kind.",
+    ("--model.negatives.kind=hard",): "Missing: ratio. Give negatives: {kind: ..., ratio: ..., seed: ...}.",
+    ("--model.negatives.ratio=2",): "Missing: kind. Give negatives: {kind: ..., ratio: ..., seed: ...}.",
     ("--model.negatives={kind: hrad, ratio: 2}",): "'random', 'hard' or 'easy', got 'hrad'. Did you mean 'hard'?",
     ("--model.negatives={kid: hard, ratio: 2}",): "There is no argument 'kid'. Did you mean 'kind'?",
     ("--model.negatives.kind=hard", "--model.negatives.ratio=0.5"): "ratio of at least 1, got 0.5",
