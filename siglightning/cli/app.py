@@ -194,6 +194,9 @@ class SigCLI(LightningCLI):
             for part in (self.datamodule, self.model):
                 if hasattr(part, "check_processes"):  # here, since later each process would say it
                     part.check_processes(self.trainer)
+            pairs = getattr(self.datamodule, "global_batch_size", None)
+            if pairs is not None and hasattr(self.model, "check_batch"):
+                self.model.check_batch(self.trainer, pairs)
         self._checkpoint = self._choose_checkpoint()
         if self._checkpoint is not None and not is_overridden("configure_model", self.model):
             require_same_model(self.model.state_dict(), self._checkpoint)

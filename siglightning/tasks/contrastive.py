@@ -117,6 +117,25 @@ class ContrastiveTask(BaseTask):
                 "processes and not of the batch. Choose a tower without BatchNorm, freeze it, or train on one process."
             )
 
+    def check_batch(self, trainer: Trainer, global_batch_size: int) -> None:
+        """Refuse a global batch with which this would not be the objective; the command line asks before data are read.
+
+        Raises:
+            ValueError: slices that do not fill it, too few negatives for the masks, or accumulation without
+                ``allow_accumulation``.
+        """
+        batches, pairs = trainer.accumulate_grad_batches, global_batch_size
+        self.network.num_slices(pairs // trainer.world_size)
+        if self.negatives is not None:
+            self.negatives.check_batch(pairs)
+        if batches > 1 and not self.allow_accumulation:
+            raise ValueError(
+                f"accumulate_grad_batches={batches} does not make a batch of {pairs * batches}: negatives per image "
+                f"stay {pairs - 1}, not {pairs * batches - 1}. For the large batch set `global_batch_size: "
+                f"{pairs * batches}` and the network's `micro_batch_size: {pairs}`; to accumulate all the same, set "
+                "`model.init_args.allow_accumulation: true`."
+            )
+
     def setup(self, stage: str) -> None:
         """Check what would silently be another objective, and match b to the batch where asked to.
 
@@ -129,7 +148,8 @@ class ContrastiveTask(BaseTask):
             self.require_in_batch("text")
         if stage != "fit":
             return
-        self._check_objective()
+        self.check_processes(self.trainer)
+        self.check_batch(self.trainer, self.global_batch_size)
         self.network.set_auto_bias(self.global_batch_size)
 
     def loss(
@@ -248,20 +268,6 @@ class ContrastiveTask(BaseTask):
     @property
     def _datamodule(self) -> Any:
         return getattr(self.trainer, "datamodule", None)
-
-    def _check_objective(self) -> None:
-        batches, pairs = self.trainer.accumulate_grad_batches, self.global_batch_size
-        self.check_processes(self.trainer)
-        self.network.num_slices(pairs // self.trainer.world_size)  # refuses slices that do not fill the batch
-        if self.negatives is not None:
-            self.negatives.check_batch(pairs)
-        if batches > 1 and not self.allow_accumulation:
-            raise ValueError(
-                f"accumulate_grad_batches={batches} does not make a batch of {pairs * batches}: negatives per image "
-                f"stay {pairs - 1}, not {pairs * batches - 1}. For the large batch set `global_batch_size: "
-                f"{pairs * batches}` and the network's `micro_batch_size: {pairs}`; to accumulate all the same, set "
-                "`model.init_args.allow_accumulation: true`."
-            )
 
     def _monitored(
         self, loss: Tensor, image_embeds: Tensor, text_embeds: Tensor, match_ids: Tensor | None

@@ -124,6 +124,7 @@ MISTAKES = {
     "slices": (["--model.network.init_args.micro_batch_size=5"], "Nearest sizes that do: "),
     "tower argument": (["--model.network.init_args.image_tower.kwargs={width: wide}"], "local:conv"),
     "accumulation": (["--trainer.accumulate_grad_batches=4"], "negatives per image stay"),
+    "masks": (["--model.negatives={kind: hard, ratio: 5000}", "--data.root=missing"], "a ratio of at most "),
 }
 
 
