@@ -96,3 +96,19 @@ def test_every_line_has_one_row_and_every_row_a_line():
     assert {start: len(found) for start, found in zip(ROWS, matches, strict=True) if len(found) != 1} == {}
     assert [found[0] for found in matches] == rows
     assert all(len(row.strip(" |").split(" | ", 1)[1]) > 10 for row in rows)  # and says something
+
+
+def test_the_readme_has_the_table_of_the_study():
+    """Whole and as it was measured, with links as from there; one row for each study."""
+    studies = ROOT / "benchmarks" / "results" / "paper"
+    published = (studies / "README.md").read_text()
+    rows = re.findall(r"^\| \[[^]]+\]\(\w+\.md\) .*$", published, flags=re.MULTILINE)
+    assert len(rows) == len(list(studies.glob("*.json"))) == 10
+    here = [re.sub(r"\]\((\w+\.md)\)", r"](benchmarks/results/paper/\1)", row) for row in rows]
+    assert "\n".join(here) in (ROOT / "README.md").read_text()
+
+
+def test_the_published_list_is_that_of_the_page():
+    from benchmarks.paper.pages import RESULTS, line_by_line
+
+    assert (RESULTS / "README.md").read_text().endswith(line_by_line())

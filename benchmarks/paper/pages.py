@@ -128,6 +128,7 @@ def _text(study: Study, workspace: Workspace, results: Results, findings: Findin
     failed = [f"- {name}: {error}" for name, error in failures(study, workspace).items()]
     planned, done = len(study.cells(workspace)), len(results.cells)
     seconds, cpu = (sum(getattr(cell, kind) for cell in results.cells) for kind in ("seconds", "cpu_seconds"))
+    of_cpu = f" ({cpu:,.0f} s of CPU)" if cpu >= 1 else ""  # what a cell starts in processes of its own is not counted
     tiny = ["**Of the smallest size, which only shows that it works.**"] if workspace.scale == "tiny" else []
     parts = [
         f"# {study.title}",
@@ -138,7 +139,7 @@ def _text(study: Study, workspace: Workspace, results: Results, findings: Findin
         "\n".join(claims),
         f"![{study.title}]({study.name}.png)",
         findings.table,
-        f"Mean ± standard deviation over seeds. {done} of {planned} cells, {seconds:,.0f} s ({cpu:,.0f} s of CPU), "
+        f"Mean ± standard deviation over seeds. {done} of {planned} cells, {seconds:,.0f} s{of_cpu}, "
         f"{seconds / done:.1f} s each; at commit {', '.join(commits(study, workspace))}.",
         *(["Cells that failed:\n\n" + "\n".join(failed)] if failed else []),
         f"`{command}`; {circumstances()}",
