@@ -14,14 +14,17 @@ from siglightning.evaluation.collapse import collapse_metrics, effective_rank, m
 from siglightning.evaluation.hardest import HardNegative, hardest_negatives
 from siglightning.evaluation.label_scores import LabelScores
 from siglightning.evaluation.multilabel import multilabel_metrics
+from siglightning.evaluation.pair_calibration import PairCalibration, pair_calibration
 from siglightning.evaluation.pairs import PairLogits, pair_logits
 from siglightning.evaluation.prompts import DEFAULT_TEMPLATES, fill_templates
 from siglightning.evaluation.reliability import ReliabilityBins, calibration_error, reliability_bins
 from siglightning.evaluation.report import Evaluation, Example, ExampleImages, evaluate_retrieval
 from siglightning.evaluation.retrieval import (
+    chance_mean_rank,
     chance_recall_at_k,
     mean_rank,
     median_rank,
+    ranks_both_ways,
     recall_at_k,
     retrieval_metrics,
     retrieval_ranks,
@@ -42,6 +45,7 @@ __all__ = [
     "HardNegative",
     "LabelScores",
     "MetricValue",
+    "PairCalibration",
     "PairLogits",
     "Predictions",
     "ReliabilityBins",
@@ -50,6 +54,7 @@ __all__ = [
     "activations",
     "bootstrap_interval",
     "calibration_error",
+    "chance_mean_rank",
     "chance_recall_at_k",
     "class_embeddings",
     "classification_metrics",
@@ -67,7 +72,9 @@ __all__ = [
     "median_rank",
     "multi_hot",
     "multilabel_metrics",
+    "pair_calibration",
     "pair_logits",
+    "ranks_both_ways",
     "recall_at_k",
     "reliability_bins",
     "require_disjoint",

@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.nn.functional import softplus
 
 from siglightning.evaluation.bootstrap import MetricValue, statistics_with_interval
-from siglightning.evaluation.reliability import Binning, bin_edges, bin_numbers
+from siglightning.evaluation.reliability import Binning, BinSums, bin_edges, bin_numbers, calibration_statistic
 
 # From weights [R, N] of N pictures, one row a resample, to the measure [R] of each.
 Statistic = Callable[[Tensor], Tensor]
@@ -92,9 +92,9 @@ def _mean(values: Tensor, rows: Tensor | None = None) -> Statistic:
 
 def _calibration(p: Tensor, y: Tensor, num_bins: int, binning: Binning) -> Statistic:
     """Calibration error with bins that stay where the whole set puts them."""
-    numbers = bin_numbers(p, bin_edges(p, num_bins, binning))
-    gaps = torch.zeros(len(p), num_bins, dtype=torch.float64).scatter_add_(1, numbers, p - y)
-    return lambda weights: (weights @ gaps).abs().sum(1) / (weights.sum(1) * p.shape[1])
+    sums = BinSums(len(p), num_bins)
+    sums.add(slice(len(p)), bin_numbers(p, bin_edges(p, num_bins, binning)), p, y)
+    return calibration_statistic(sums.gaps, p.shape[1])
 
 
 def _f1(given: Tensor, y: Tensor, *, micro: bool) -> Statistic:

@@ -1,5 +1,6 @@
-"""Do probabilities mean what they say? Bins of (picture, class) pairs, and the calibration error over them."""
+"""Do probabilities mean what they say? Bins of (picture, class) or (picture, text) pairs, and the calibration error."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -11,7 +12,7 @@ Binning = Literal["equal_width", "equal_mass"]
 
 @dataclass(frozen=True, eq=False)
 class ReliabilityBins:
-    """Pairs of a picture and a class, by their probability; B bins.
+    """Pairs of a picture and a class, or of a picture and a text, by their probability; B bins.
 
     Attributes:
         edges: float64 ``[B + 1]``, ascending; a bin holds its lower edge and not its upper one, the last one both.
@@ -60,6 +61,50 @@ def bin_numbers(probabilities: Tensor, edges: Tensor) -> Tensor:
     return torch.bucketize(probabilities.double(), edges[1:-1].to(probabilities.device), right=True)
 
 
+class BinSums:
+    """Pairs by bin, added up block by block, and apart for each row: resamples of rows are then sums of these.
+
+    Args:
+        num_rows: N; 1 where nobody asks for rows.
+        num_bins: B.
+        device: of the blocks.
+
+    Attributes:
+        counts: int64 ``[N, B]``, pairs.
+        probabilities: float64 ``[N, B]``, sums of their probabilities.
+        positives: float64 ``[N, B]``, how many are true.
+    """
+
+    def __init__(self, num_rows: int, num_bins: int, device: torch.device | str = "cpu") -> None:
+        self.counts = torch.zeros(num_rows, num_bins, dtype=torch.int64, device=device)
+        self.probabilities, self.positives = (torch.zeros_like(self.counts, dtype=torch.float64) for _ in range(2))
+
+    def add(self, rows: slice, numbers: Tensor, probabilities: Tensor, targets: Tensor | None = None) -> None:
+        """Add a block.
+
+        Args:
+            rows: those of the block.
+            numbers: bins int64 ``[r, c]``.
+            probabilities: float64 ``[r, c]``.
+            targets: zeros and ones ``[r, c]``; ``None`` where all are zeros.
+        """
+        self.counts[rows].scatter_add_(1, numbers, torch.ones_like(numbers))
+        self.probabilities[rows].scatter_add_(1, numbers, probabilities)
+        if targets is not None:
+            self.positives[rows].scatter_add_(1, numbers, targets.double())
+
+    @property
+    def gaps(self) -> Tensor:
+        """Sums of probability less truth, float64 ``[N, B]``: their absolute values over all pairs make the ECE."""
+        return self.probabilities - self.positives
+
+    def bins(self, edges: Tensor) -> ReliabilityBins:
+        """All rows together; ``edges`` float64 ``[B + 1]`` are what the numbers were found with."""
+        counts = self.counts.sum(0).cpu()
+        sums = [values.sum(0).cpu() / counts for values in (self.probabilities, self.positives)]
+        return ReliabilityBins(edges.cpu(), counts, *sums)
+
+
 def reliability_bins(
     probabilities: Tensor, targets: Tensor, num_bins: int = 15, binning: Binning = "equal_width"
 ) -> ReliabilityBins:
@@ -73,12 +118,24 @@ def reliability_bins(
 
     Source: DeGroot and Fienberg 1983 (the diagram); Nguyen and O'Connor 2015, arXiv:1508.05154 (equal mass).
     """
-    p, y = probabilities.double().flatten(), targets.double().flatten()
+    p, y = probabilities.double().flatten()[None], targets.double().flatten()[None]
     edges = bin_edges(p, num_bins, binning)
-    number = bin_numbers(p, edges)
-    counts = torch.bincount(number, minlength=num_bins)
-    sums = [torch.bincount(number, weights=values, minlength=num_bins) for values in (p, y)]
-    return ReliabilityBins(edges, counts, sums[0] / counts, sums[1] / counts)
+    sums = BinSums(1, num_bins)
+    sums.add(slice(0, 1), bin_numbers(p, edges), p, y)
+    return sums.bins(edges)
+
+
+def calibration_statistic(gaps: Tensor, num_columns: int) -> Callable[[Tensor], Tensor]:
+    """The calibration error of resampled rows.
+
+    Args:
+        gaps: of :class:`BinSums`, ``[N, B]``.
+        num_columns: pairs of each row.
+
+    Returns:
+        From weights float64 ``[R, N]``, how often each row was drawn, to errors ``[R]``.
+    """
+    return lambda weights: (weights @ gaps).abs().sum(1) / (weights.sum(1) * num_columns)
 
 
 def calibration_error(

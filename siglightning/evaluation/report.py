@@ -112,8 +112,8 @@ def evaluate_retrieval(
     captions: Sequence[str] | Tensor | None = None,
     caption_of: Callable[[Tensor], str] | None = None,
     example_images: Mapping[int, Tensor] | None = None,
+    ranks: tuple[Tensor, Tensor] | None = None,
     num_resamples: int = 1000,
-    chunk_size: int = 256,
 ) -> Evaluation:
     """Retrieval metrics of one test set and examples for a grid.
 
@@ -127,8 +127,8 @@ def evaluate_retrieval(
             that are shown are decoded. Without captions there are no examples.
         caption_of: token ids int64 ``[L]`` to a string; needed with token ids.
         example_images: uint8 ``[3, H, W]`` pictures by row of ``image_embeds`` (see `ExampleImages`).
+        ranks: of `siglightning.evaluation.ranks_both_ways`, where they are known already.
         num_resamples: bootstrap samples; fewer for a quick validation.
-        chunk_size: see `siglightning.evaluation.retrieval_ranks`.
 
     Raises:
         ValueError: embeddings and ids that do not belong together; token ids without ``caption_of``.
@@ -136,7 +136,7 @@ def evaluate_retrieval(
     if isinstance(captions, Tensor) and caption_of is None:
         raise ValueError("Captions given as token ids need caption_of to decode them, got None. Pass tokenizer.decode.")
     metrics = retrieval_metrics(
-        image_embeds, text_embeds, image_ids, text_ids, chunk_size=chunk_size, num_resamples=num_resamples
+        image_embeds, text_embeds, image_ids, text_ids, ranks=ranks, num_resamples=num_resamples
     )
     examples = []
     if captions is not None:

@@ -6,9 +6,11 @@ Nothing here depends on how rows were split over processes or batches: gather th
 from collections.abc import Sequence
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
 from siglightning.evaluation.bootstrap import MetricValue, mean_with_interval
+from siglightning.evaluation.tiles import PairTiles, row_norms
 
 RECALL_CUTOFFS = (1, 5, 10)
 
@@ -17,9 +19,8 @@ RECALL_CUTOFFS = (1, 5, 10)
 _TIE_IN_EPS = 4.0
 
 
-@torch.no_grad()
 def retrieval_ranks(
-    queries: Tensor, gallery: Tensor, query_ids: Tensor, gallery_ids: Tensor, chunk_size: int = 256
+    queries: Tensor, gallery: Tensor, query_ids: Tensor, gallery_ids: Tensor, chunk_size: int | None = None
 ) -> Tensor:
     """Rank of the best right answer of each query, with every tie counted against it.
 
@@ -32,7 +33,7 @@ def retrieval_ranks(
         gallery: ``[G, d]``, on the same device.
         query_ids: int64 ``[Q]``.
         gallery_ids: int64 ``[G]``; a gallery row with the query's id is a right answer.
-        chunk_size: queries scored at a time; memory is ``chunk_size * G`` scores, never ``Q * G``.
+        chunk_size: side of a tile of scores; memory is two tiles, never ``Q * G`` nor ``chunk_size * G``.
 
     Returns:
         int64 ``[Q]``, 1 is best.
@@ -40,16 +41,41 @@ def retrieval_ranks(
     Raises:
         ValueError: shapes that do not belong together, or a query without a right answer in the gallery.
     """
-    _check_shapes(queries, gallery, query_ids, gallery_ids, chunk_size)
+    tiles = PairTiles(queries, gallery, query_ids, gallery_ids, chunk_size)
     _num_matches(query_ids, gallery_ids)  # raises for a query that nothing can answer
-    dtype = torch.float64 if torch.float64 in (queries.dtype, gallery.dtype) else torch.float32
-    queries, gallery = queries.to(dtype), gallery.to(dtype)
-    longest = gallery.norm(dim=1).nan_to_num(0.0, 0.0).max()
-    ranks = []
-    for rows, ids in zip(torch.split(queries, chunk_size), torch.split(query_ids, chunk_size), strict=True):
-        tie = _TIE_IN_EPS * torch.finfo(dtype).eps * longest * rows.norm(dim=1, keepdim=True).nan_to_num(0.0, 0.0)
-        ranks.append(_ranks_of_block(rows @ gallery.T, ids[:, None] == gallery_ids, tie))
-    return torch.cat(ranks)
+    return _ranks(tiles, both_ways=False)[0]
+
+
+def ranks_both_ways(
+    image_embeds: Tensor,
+    text_embeds: Tensor,
+    image_ids: Tensor,
+    text_ids: Tensor,
+    *,
+    chunk_size: int | None = None,
+    group: dist.ProcessGroup | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Ranks as of :func:`retrieval_ranks`, of images among texts and of texts among images, out of one product.
+
+    Args:
+        image_embeds: ``[N, d]``, unit length.
+        text_embeds: ``[M, d]``.
+        image_ids: int64 ``[N]``.
+        text_ids: int64 ``[M]``; equal ids match.
+        chunk_size: see :func:`retrieval_ranks`.
+        group: processes that share the work. Each hands over the same, all of it, on the group's device, and gets the
+            same: the ranks of a single process.
+
+    Returns:
+        int64 ``[N]`` of the images as queries, and ``[M]`` of the texts.
+
+    Raises:
+        ValueError: see :func:`retrieval_ranks`, both ways.
+    """
+    tiles = PairTiles(image_embeds, text_embeds, image_ids, text_ids, chunk_size, group)
+    _num_matches(image_ids, text_ids)
+    _num_matches(text_ids, image_ids)
+    return _ranks(tiles, both_ways=True)
 
 
 def recall_at_k(ranks: Tensor, k: int) -> float:
@@ -91,18 +117,28 @@ def chance_recall_at_k(query_ids: Tensor, gallery_ids: Tensor, k: int) -> float:
     return (1 - miss).mean().item()
 
 
+def chance_mean_rank(query_ids: Tensor, gallery_ids: Tensor) -> float:
+    """Expected mean rank in a random order of the gallery, ``(G + 1) / (m + 1)`` for m right answers among G.
+
+    Raises:
+        ValueError: a query without a right answer in the gallery.
+    """
+    return ((len(gallery_ids) + 1) / (_num_matches(query_ids, gallery_ids).double() + 1)).mean().item()
+
+
 def retrieval_metrics(
     image_embeds: Tensor,
     text_embeds: Tensor,
     image_ids: Tensor,
     text_ids: Tensor,
     *,
+    ranks: tuple[Tensor, Tensor] | None = None,
     cutoffs: Sequence[int] = RECALL_CUTOFFS,
-    chunk_size: int = 256,
+    chunk_size: int | None = None,
     num_resamples: int = 1000,
     seed: int = 0,
 ) -> dict[str, MetricValue]:
-    """Recall both ways, with chance levels and 95 % bootstrap intervals.
+    """Recall and mean rank both ways, with chance levels and 95 % bootstrap intervals.
 
     Queries with equal ids are resampled together: captions of one image are not independent.
 
@@ -111,33 +147,83 @@ def retrieval_metrics(
         text_embeds: ``[M, d]``, unit length.
         image_ids: int64 ``[N]``.
         text_ids: int64 ``[M]``; equal ids match.
+        ranks: of :func:`ranks_both_ways`, where they are known already.
         cutoffs: the values of k.
         chunk_size: see `retrieval_ranks`.
         num_resamples: see `siglightning.evaluation.bootstrap_interval`.
         seed: see `siglightning.evaluation.bootstrap_interval`.
 
     Returns:
-        ``i2t_recall@k`` (image queries, text gallery) and ``t2i_recall@k`` for every k.
+        ``i2t_recall@k`` (image queries, text gallery) and ``t2i_recall@k`` for every k, ``i2t_mean_rank`` and
+        ``t2i_mean_rank``.
 
     Raises:
         ValueError: see `retrieval_ranks`.
     """
-    image, text = (image_embeds, image_ids), (text_embeds, text_ids)
+    if ranks is None:
+        ranks = ranks_both_ways(image_embeds, text_embeds, image_ids, text_ids, chunk_size=chunk_size)
     metrics: dict[str, MetricValue] = {}
-    for direction, (queries, query_ids), (gallery, gallery_ids) in (("i2t", image, text), ("t2i", text, image)):
-        ranks = retrieval_ranks(queries, gallery, query_ids, gallery_ids, chunk_size)
-        hits = torch.stack([ranks <= k for k in cutoffs], dim=1)
+    ways = ("i2t", ranks[0], image_ids, text_ids), ("t2i", ranks[1], text_ids, image_ids)
+    for direction, of_way, query_ids, gallery_ids in ways:
         chances = [chance_recall_at_k(query_ids, gallery_ids, k) for k in cutoffs]
-        values = mean_with_interval(hits, chances, groups=query_ids, num_resamples=num_resamples, seed=seed)
-        metrics |= {f"{direction}_recall@{k}": value for k, value in zip(cutoffs, values, strict=True)}
+        chances.append(chance_mean_rank(query_ids, gallery_ids))
+        names = [f"{direction}_recall@{k}" for k in cutoffs] + [f"{direction}_mean_rank"]
+        values = mean_with_interval(
+            outcomes(of_way, cutoffs), chances, groups=query_ids, num_resamples=num_resamples, seed=seed
+        )
+        metrics |= dict(zip(names, values, strict=True))
     return metrics
 
 
-def _ranks_of_block(scores: Tensor, matches: Tensor, tie: Tensor) -> Tensor:
-    """Ranks ``[c]`` from scores and matches ``[c, G]``; ``tie [c, 1]`` is the distance below which scores are equal."""
-    lowest = scores.masked_fill(~matches | scores.isnan(), -torch.inf).amax(1, keepdim=True) - tie
-    at_least = (scores >= lowest) | scores.isnan()
-    return 1 + (at_least & ~matches).sum(1)
+def outcomes(ranks: Tensor, cutoffs: Sequence[int] = RECALL_CUTOFFS) -> Tensor:
+    """What each query adds to the metrics, float64 ``[Q, K + 1]``: a hit within each cutoff, and its rank."""
+    return torch.stack([*(ranks <= k for k in cutoffs), ranks], dim=1).double()
+
+
+@torch.no_grad()
+def _ranks(tiles: PairTiles, both_ways: bool) -> tuple[Tensor, Tensor]:
+    """Ranks of rows among columns, and of columns among rows (all 1 unless asked for), in the order given.
+
+    A first pass, over the tiles with matches, finds the score to beat; a second one, over all, counts the wrong
+    answers that stay below it. What is not below is at least as high, or NaN.
+    """
+    sides = (tiles.rows, tiles.columns) if both_ways else (tiles.rows,)
+    to_beat = _scores_to_beat(tiles, len(sides))
+    below = [torch.zeros(len(side.labels), dtype=torch.int64, device=tiles.device) for side in sides]
+    flags = torch.empty(tiles.side**2, device=tiles.device)  # ones and zeros, which torch adds up faster than booleans
+    for tile in tiles:
+        if tile.matches is not None:
+            tile.scores.masked_fill_(tile.matches, torch.inf)
+        is_below = flags[: tile.scores.numel()].view_as(tile.scores)
+        torch.lt(tile.scores, to_beat[0][tile.rows, None], out=is_below)
+        below[0][tile.rows] += is_below.sum(1).long()
+        if both_ways:
+            torch.lt(tile.scores, to_beat[1][tile.columns], out=is_below)
+            below[1][tile.columns] += is_below.sum(0).long()
+    labels, others = tiles.rows.labels, tiles.columns.labels
+    ranks = [
+        side.as_given(1 + len(gallery) - _num_matches(side.labels, gallery) - tiles.reduced(count))
+        for side, gallery, count in zip(sides, (others, labels), below, strict=False)
+    ]
+    return ranks[0], ranks[1] if both_ways else torch.ones_like(others)
+
+
+def _scores_to_beat(tiles: PairTiles, num_sides: int) -> list[Tensor]:
+    """The score from which on a wrong answer counts: the best right one, less what rounding may do to either."""
+    sides = (tiles.rows, tiles.columns)[:num_sides]
+    best = [torch.full_like(side.labels, -torch.inf, dtype=tiles.dtype) for side in sides]
+    for tile in tiles.matching():
+        assert tile.matches is not None
+        right = tile.scores.masked_fill(~tile.matches | tile.scores.isnan(), -torch.inf)
+        for values, span, axis in zip(best, (tile.rows, tile.columns), (1, 0), strict=False):
+            values[span] = torch.maximum(values[span], right.amax(axis))
+    norms = [row_norms(tiles.rows.rows), row_norms(tiles.columns.rows)]
+    longest = [norms[1].max(), norms[0].max()]
+    tie = _TIE_IN_EPS * torch.finfo(tiles.dtype).eps
+    return [
+        tiles.reduced(values, dist.ReduceOp.MAX) - tie * gallery * own
+        for values, gallery, own in zip(best, longest, norms, strict=False)
+    ]
 
 
 def _num_matches(query_ids: Tensor, gallery_ids: Tensor) -> Tensor:
@@ -157,20 +243,3 @@ def _num_matches(query_ids: Tensor, gallery_ids: Tensor) -> Tensor:
             "carry the same ids."
         )
     return counts[place]
-
-
-def _check_shapes(queries: Tensor, gallery: Tensor, query_ids: Tensor, gallery_ids: Tensor, chunk_size: int) -> None:
-    if queries.ndim != 2 or gallery.ndim != 2 or queries.shape[1] != gallery.shape[1]:
-        raise ValueError(
-            f"Expected queries [Q, d] and gallery [G, d], got {list(queries.shape)} and {list(gallery.shape)}. "
-            "Embed both with the same model."
-        )
-    if query_ids.shape != queries.shape[:1] or gallery_ids.shape != gallery.shape[:1]:
-        raise ValueError(
-            f"Expected one id for each of {len(queries)} queries and {len(gallery)} gallery rows, got "
-            f"{list(query_ids.shape)} and {list(gallery_ids.shape)}. Gather ids along with embeddings."
-        )
-    if len(queries) == 0:
-        raise ValueError("Retrieval needs at least one query, got none. Check that the test set has rows.")
-    if chunk_size < 1:
-        raise ValueError(f"chunk_size must be at least 1, got {chunk_size}. Use 256.")

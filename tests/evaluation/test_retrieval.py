@@ -5,14 +5,18 @@ import math
 
 import pytest
 import torch
+from sklearn.metrics import coverage_error
 from torch import Tensor
 from torch.nn.functional import normalize
+from torch.utils._python_dispatch import TorchDispatchMode
 from torchmetrics.functional.retrieval import retrieval_hit_rate
 
 from siglightning.evaluation import (
+    chance_mean_rank,
     chance_recall_at_k,
     mean_rank,
     median_rank,
+    ranks_both_ways,
     recall_at_k,
     retrieval_metrics,
     retrieval_ranks,
@@ -74,7 +78,7 @@ def test_collapsed_encoder_is_last_whatever_the_rounding(dtype, num_rows):
     queries = normalize(torch.randn(num_rows, 512, generator=g), dim=1).to(dtype)
     gallery = normalize(torch.randn(1, 512, generator=g), dim=1).to(dtype).repeat(num_rows, 1)
     ids = torch.arange(num_rows)
-    for chunk_size in (2, num_rows - 1, num_rows):
+    for chunk_size in (num_rows // 5 + 1, num_rows - 1, num_rows):
         assert (retrieval_ranks(queries, gallery, ids, ids, chunk_size) == num_rows).all()
 
 
@@ -124,6 +128,116 @@ def test_recall_agrees_with_torchmetrics():
         assert recall_at_k(ranks, k) == pytest.approx(sum(theirs) / len(theirs))
 
 
+def recall_of_clip_benchmark(scores: Tensor, positive_pairs: Tensor, k: int) -> Tensor:
+    """CLIP_benchmark's `recall_at_k` by its definition: right answers among the k best, over all right answers."""
+    best = scores.topk(k, dim=1).indices
+    return positive_pairs.gather(1, best).sum(1) / positive_pairs.sum(1)
+
+
+@pytest.mark.parametrize("batch_size", [7, 1000])
+@pytest.mark.parametrize("k", [1, 5, 10])
+def test_recall_agrees_with_clip_benchmark(k, batch_size):
+    """Which reports the share of queries whose recall at k is above 0, in batches or not."""
+    image, text, image_ids, text_ids = several_captions(num_images=40, dim=6, seed=7)
+    i2t, t2i = ranks_both_ways(image, text, image_ids, text_ids, chunk_size=16)
+    scores, positives = text @ image.T, text_ids[:, None] == image_ids
+    for ranks, matrix, pairs in ((t2i, scores, positives), (i2t, scores.T, positives.T)):
+        batches = zip(matrix.split(batch_size), pairs.split(batch_size), strict=True)
+        theirs = torch.cat([recall_of_clip_benchmark(*batch, k) for batch in batches])
+        assert recall_at_k(ranks, k) == pytest.approx((theirs > 0).double().mean().item(), abs=1e-12)
+        assert 0 < recall_at_k(ranks, k) < 1
+
+
+def test_mean_rank_agrees_with_scikit_learn():
+    """With one right answer, coverage error is the mean rank; it counts ties against the model, too."""
+    g = torch.Generator().manual_seed(8)
+    queries, gallery = torch.randint(-1, 2, (2, 50, 4), generator=g).double()
+    ids = torch.randperm(50, generator=g)
+    theirs = coverage_error((ids[:, None] == torch.arange(50)).int().numpy(), (queries @ gallery.T).numpy())
+    assert mean_rank(retrieval_ranks(queries, gallery, ids, torch.arange(50))) == pytest.approx(theirs, abs=1e-12)
+
+
+# Distances of 4 images (rows) and 8 texts, two an image, with the recalls that big_vision's own test expects of them.
+SURE = [
+    [0.0, 0.0, 0.1, 0.5, 0.1, 0.2, 0.5, 0.1],
+    [0.5, 0.4, 0.0, 0.0, 0.4, 0.2, 0.6, 0.4],
+    [0.5, 0.4, 0.1, 0.5, 0.0, 0.0, 0.8, 0.3],
+    [0.5, 0.4, 0.1, 0.5, 0.3, 0.2, 0.0, 0.0],
+]
+UNSURE = [
+    [0.8, 0.8, 0.1, 0.5, 0.1, 0.2, 0.5, 0.1],
+    [0.5, 0.4, 0.0, 0.0, 0.4, 0.2, 0.6, 0.4],
+    [0.5, 0.4, 0.1, 0.5, 0.0, 0.8, 0.8, 0.3],
+    [0.5, 0.4, 0.1, 0.5, 0.4, 0.2, 0.3, 0.3],
+]
+UNSURE_TEXTS = [[0.8, 0.8, 0.1, 0.5, 0.1, 0.2, 0.1, 0.1], *UNSURE[1:]]
+
+
+@pytest.mark.parametrize(
+    ("distances", "way", "expected"),
+    [
+        (SURE, 0, [1.0, 1.0, 1.0]),
+        (UNSURE, 0, [0.5, 0.75, 1.0]),
+        (SURE, 1, [1.0, 1.0, 1.0]),
+        (UNSURE_TEXTS, 1, [0.375, 1.0, 1.0]),
+    ],
+)
+def test_published_examples_of_big_vision(distances, way, expected):
+    image, text = -torch.tensor(distances, dtype=torch.float64), torch.eye(8, dtype=torch.float64)
+    ranks = ranks_both_ways(image, text, torch.arange(4), torch.arange(8) // 2)[way]
+    assert [recall_at_k(ranks, k) for k in (1, 5, 10)] == expected
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("classes", [3, 60])
+def test_both_ways_share_a_product_whatever_the_order_of_ids(dtype, classes):
+    """Few large groups of matches, and many small ones, scattered over both sides."""
+    g = torch.Generator().manual_seed(9)
+    image_ids, text_ids = (torch.randint(classes, (n,), generator=g) * 11 - 5 for n in (90, 170))
+    ids = torch.arange(classes) * 11 - 5  # each at least once on either side
+    image_ids, text_ids = torch.cat([image_ids, ids]), torch.cat([ids, text_ids])
+    image, text = (torch.randn(len(of), 6, generator=g).to(dtype) for of in (image_ids, text_ids))
+    for side in (13, 64, None):
+        i2t, t2i = ranks_both_ways(image, text, image_ids, text_ids, chunk_size=side)
+        assert i2t.tolist() == reference_ranks(image, text, image_ids, text_ids)
+        assert t2i.tolist() == reference_ranks(text, image, text_ids, image_ids)
+
+
+def test_products_are_exact_whatever_training_asked_for():
+    """bf16 products of 48 near neighbours would mix up their order."""
+    g = torch.Generator().manual_seed(10)
+    image = normalize(torch.randn(1, 64, generator=g) + 2e-3 * torch.randn(48, 64, generator=g), dim=1)
+    ids = torch.arange(48)
+    expected = retrieval_ranks(image, image, ids, ids).tolist()
+    assert expected == [1] * 48
+    before = torch.get_float32_matmul_precision()
+    try:
+        torch.set_float32_matmul_precision("medium")
+        assert retrieval_ranks(image, image, ids, ids).tolist() == expected
+        assert torch.get_float32_matmul_precision() == "medium"
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
+def test_only_tiles_are_ever_held():
+    """600 x 3,000 scores would be 7.2 MB; no tensor as large as a chunk times the gallery is made."""
+    largest = 0
+
+    class Largest(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            nonlocal largest
+            out = func(*args, **(kwargs or {}))
+            for value in out if isinstance(out, (list, tuple)) else [out]:
+                if isinstance(value, Tensor):
+                    largest = max(largest, value.untyped_storage().nbytes())
+            return out
+
+    image, text = torch.randn(600, 4), torch.randn(3000, 4)
+    with Largest():
+        ranks_both_ways(image, text, torch.arange(600), torch.arange(3000) % 600, chunk_size=64)
+    assert largest == 4 * 4 * 3000  # the sorted texts; a tile is 16,384 bytes, 64 rows of scores are 768,000
+
+
 def test_mean_and_median_rank():
     ranks = torch.tensor([1, 9, 2, 4])
     assert mean_rank(ranks) == 4.0
@@ -139,6 +253,12 @@ def test_chance_equals_all_orders_of_a_small_gallery(k):
         hits += sum(q in order[:k] for q in query_ids.tolist())
         orders += len(query_ids)
     assert chance_recall_at_k(query_ids, gallery_ids, k) == pytest.approx(hits / orders, abs=1e-12)
+
+
+def test_chance_mean_rank_equals_all_orders_of_a_small_gallery():
+    query_ids, gallery_ids = torch.tensor([1, 2, 3]), torch.tensor([3, 1, 2, 2, 3, 3])
+    ranks = [1 + order.index(q) for order in itertools.permutations(gallery_ids.tolist()) for q in query_ids.tolist()]
+    assert chance_mean_rank(query_ids, gallery_ids) == pytest.approx(sum(ranks) / len(ranks), abs=1e-12)
 
 
 def test_chance_is_what_random_embeddings_reach():
@@ -158,13 +278,17 @@ def test_chance_is_what_random_embeddings_reach():
 def test_metrics_hold_keys_values_chances_and_counts():
     image, text, image_ids, text_ids = several_captions(num_images=30, dim=8, seed=5)
     metrics = retrieval_metrics(image.float(), text.float(), image_ids, text_ids, chunk_size=11)
-    assert list(metrics) == [f"{way}_recall@{k}" for way in ("i2t", "t2i") for k in (1, 5, 10)]
+    names = ("recall@1", "recall@5", "recall@10", "mean_rank")
+    assert list(metrics) == [f"{way}_{name}" for way in ("i2t", "t2i") for name in names]
     reference = reference_ranks(text, image, text_ids, image_ids)
     got = metrics["t2i_recall@5"]
     assert got.value == pytest.approx(sum(rank <= 5 for rank in reference) / len(reference))
     assert got.chance == chance_recall_at_k(text_ids, image_ids, 5)
     assert (got.count, metrics["i2t_recall@1"].count) == (90, 30)
     assert 0 <= got.low < got.value < got.high <= 1
+    mean = metrics["i2t_mean_rank"]
+    assert mean.value == sum(reference_ranks(image, text, image_ids, text_ids)) / 30
+    assert mean.low < mean.value < mean.high < mean.chance
 
 
 def test_interval_allows_for_captions_of_one_image_being_alike():
