@@ -12,6 +12,7 @@ from siglightning.callbacks.model_record import ModelRecord
 from siglightning.callbacks.predictions import PredictionWriter
 from siglightning.callbacks.progress import RunProgressBar
 from siglightning.callbacks.reliability import ReliabilityFigures
+from siglightning.callbacks.retrieval_page import RetrievalReport
 from siglightning.callbacks.samples import SampleWriter
 from siglightning.callbacks.spikes import SpikeMonitor
 from siglightning.callbacks.summary import SummaryTable
@@ -29,6 +30,7 @@ __all__ = [
     "ModelRecord",
     "PredictionWriter",
     "ReliabilityFigures",
+    "RetrievalReport",
     "RunProgressBar",
     "SampleWriter",
     "SpikeMonitor",

@@ -110,14 +110,15 @@ def find_confusions(
         trainer: with the data module.
         module: with the ``network``, its t', b and tokenizer.
         set_name: as the data module calls it.
-        embedded: the set's embeddings, ids, tokens and ``shares``, of a contrastive task.
+        embedded: the set's embeddings, ids, tokens and what it tells of their rows, of a contrastive task.
         count: pairs.
     """
     network: Any = module.network
     images, texts = torch.cat(embedded.images), torch.cat(embedded.texts)
     found = hardest_negatives(images, texts, torch.cat(embedded.image_ids), torch.cat(embedded.text_ids), count)
     read = getattr(getattr(trainer, "datamodule", None), "evaluated_pictures", None)
-    pictures = read(set_name, [pair.image for pair in found], embedded.shares) if read else [None] * len(found)
+    rows = embedded.embedded_rows([pair.image for pair in found])
+    pictures = read(set_name, rows, embedded.shares) if read else [None] * len(found)
     tokens, scale = torch.cat(embedded.tokens), math.exp(network.log_scale.item())
     offset = 0.0 if network.bias is None else network.bias.item()
     return [

@@ -22,6 +22,7 @@ _LISTED = (
     "summary.md",
     "calibration.json",
     "config.yaml",
+    "tables",
     "samples",
     "checkpoints",
 )

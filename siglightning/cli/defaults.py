@@ -19,6 +19,7 @@ from siglightning.callbacks import (
     ModelRecord,
     PredictionWriter,
     ReliabilityFigures,
+    RetrievalReport,
     RunProgressBar,
     SampleWriter,
     SpikeMonitor,
@@ -39,7 +40,14 @@ def default_callbacks(configured: Sequence[Callback], *, progress_bar: bool) -> 
     """
     watch: list[type[Callback]] = [ThroughputMonitor, MemoryMonitor, ClassPictures, ModelRecord, EpochTable]
     stability: list[type[Callback]] = [SpikeMonitor, CollapseAlarm]
-    figures: list[type[Callback]] = [FigureWriter, SampleWriter, ReliabilityFigures, LabelCards, HardestNegatives]
+    figures: list[type[Callback]] = [
+        FigureWriter,
+        SampleWriter,
+        RetrievalReport,
+        ReliabilityFigures,
+        LabelCards,
+        HardestNegatives,
+    ]
     kinds: list[type[Callback]] = [*watch, *stability, *figures, CalibrationWriter, SummaryTable, PredictionWriter]
     missing = [kind() for kind in kinds if not any(isinstance(callback, kind) for callback in configured)]
     if progress_bar and not any(isinstance(callback, ProgressBar) for callback in configured):

@@ -121,6 +121,11 @@ class BaseDataModule(LightningDataModule, ABC):
         return list(self.test_sets)
 
     @property
+    def averaged_test_sets(self) -> list[str]:
+        """Test sets of the same pictures, such as those of several languages, whose mean is a result; none here."""
+        return []
+
+    @property
     def steps_per_epoch(self) -> int:
         """Global batches in an epoch, after the Trainer's `limit_train_batches`. Known after :meth:`setup`."""
         whole = len(self._require_sampler())

@@ -1,7 +1,7 @@
 """Is ``sigmoid(exp(t') x.y + b)`` the probability that a picture and a text belong together? Over all pairs."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.distributed as dist
@@ -23,7 +23,7 @@ class PairCalibration:
         equal_width: 15 bins of equal width in probability, those of the ECE.
         by_logit: bins one nat of logit wide, from -20 to 20. Nearly all pairs are negatives, and the first of the
             equal bins holds them all; these tell a stated 1e-6 from 1e-3.
-        sums: of the equal bins, apart for each picture.
+        sums: of the equal bins, apart for each picture, in the order of their ids.
         num_texts: M.
     """
 
@@ -113,7 +113,8 @@ def pair_calibration(
         for values in (sums.counts, sums.probabilities, sums.positives):
             tiles.reduced(values)
     inner = torch.arange(1 - _FARTHEST, _FARTHEST, dtype=torch.float64).sigmoid()
-    by_logit = logits.bins(torch.cat([torch.zeros(1), inner, torch.ones(1)]))
+    by_logit = replace(logits.bins(torch.cat([torch.zeros(1), inner, torch.ones(1)])), is_logarithmic=True)
+    by_id = image_ids.argsort(stable=True).to(tiles.device)  # whatever the order in which pictures came
     for values in (widths.counts, widths.probabilities, widths.positives):
-        values.copy_(tiles.rows.as_given(values))
+        values.copy_(tiles.rows.as_given(values)[by_id])
     return PairCalibration(widths.bins(edges), by_logit, widths, len(text_embeds))

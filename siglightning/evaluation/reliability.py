@@ -19,12 +19,14 @@ class ReliabilityBins:
         counts: int64 ``[B]``, pairs in each bin.
         mean_probability: float64 ``[B]``; NaN where a bin is empty.
         positive_rate: float64 ``[B]``, share of pairs whose label is true; NaN where a bin is empty.
+        is_logarithmic: whether they are to be looked at on a logarithmic scale.
     """
 
     edges: Tensor
     counts: Tensor
     mean_probability: Tensor
     positive_rate: Tensor
+    is_logarithmic: bool = False
 
     @property
     def error(self) -> float:
@@ -101,8 +103,8 @@ class BinSums:
     def bins(self, edges: Tensor) -> ReliabilityBins:
         """All rows together; ``edges`` float64 ``[B + 1]`` are what the numbers were found with."""
         counts = self.counts.sum(0).cpu()
-        sums = [values.sum(0).cpu() / counts for values in (self.probabilities, self.positives)]
-        return ReliabilityBins(edges.cpu(), counts, *sums)
+        probabilities, positives = self.probabilities.sum(0).cpu(), self.positives.sum(0).cpu()
+        return ReliabilityBins(edges.cpu(), counts, probabilities / counts, positives / counts)
 
 
 def reliability_bins(

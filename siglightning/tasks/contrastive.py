@@ -19,9 +19,9 @@ from siglightning.evaluation import (
     Evaluation,
     MetricValue,
     Predictions,
+    ReliabilityBins,
     class_embeddings,
     collapse_metrics,
-    evaluate_retrieval,
     pair_logits,
     zeroshot_metrics,
     zeroshot_predictions,
@@ -31,6 +31,7 @@ from siglightning.models import TwoTower, has_trainable_batchnorm
 from siglightning.optim import GroupRule, Schedule, WeightDecayConvention
 from siglightning.tasks.base import BaseTask, adamw
 from siglightning.tasks.embeddings import EmbeddedSet, embed_images, embed_texts
+from siglightning.tasks.pair_evaluation import PairEvaluation
 
 
 class ContrastiveTask(BaseTask):
@@ -38,14 +39,16 @@ class ContrastiveTask(BaseTask):
 
     Validation reports the training loss itself, over fixed groups of ``global_batch_size`` pairs (with all their
     negatives, so that masks can be compared), exact retrieval both ways, and zero-shot accuracy where the data module
-    has ``class_names``. Tests do the same for each test set and leave :attr:`evaluations`, and zero-shot
-    :attr:`predictions` where the data have classes, for tables and figures.
+    has ``class_names``. Tests do the same for each test set and leave :attr:`evaluations`, with a row ``average`` over
+    the ``averaged_test_sets`` of the data, and zero-shot :attr:`predictions` where the data have classes, for tables
+    and figures. With a bias they, and a validation by itself, also measure how far pairs' probabilities can be
+    believed, and leave :attr:`reliability`.
     After either, callbacks find the sets' embeddings in :attr:`embedded`, on the first process, until it ends.
 
     On several processes each encodes its share of the global batch and the loss goes round the ring of
     :class:`~siglightning.distributed.RingDDPStrategy` (under any other DDP, of all processes), so that the objective
-    is that of one process on the whole batch. Evaluation sets are embedded in shares, too; the first process gathers
-    and scores them.
+    is that of one process on the whole batch. Evaluation sets are embedded and compared in shares, too, and what the
+    first process gathers of them does not depend on how many there were.
 
     Args:
         network: the two towers with t' and b.
@@ -101,6 +104,7 @@ class ContrastiveTask(BaseTask):
         self.input_spec = InputSpec(network.image_size, network.tokenizer, network.feature_keys)
         self.evaluations: dict[str, Evaluation] = {}
         self.predictions: dict[str, Predictions] = {}
+        self.reliability: dict[str, dict[str, ReliabilityBins]] = {}
         self.embedded: dict[str, EmbeddedSet] = {}
         self._sets: dict[int, EmbeddedSet] = {}
 
@@ -205,15 +209,12 @@ class ContrastiveTask(BaseTask):
 
     def on_validation_epoch_end(self) -> None:
         """Log the loss, retrieval and zero-shot accuracy of the validation set."""
-        values: dict[str, float] = {}
-        self.predictions = {}
         is_training = self.trainer.state.fn == TrainerFn.FITTING  # its curves show no intervals
-        for embedded in self._whole_sets(self.trainer.num_val_batches).values():
-            self.embedded = {"val": embedded}
-            evaluation = self._evaluate("val", embedded, num_resamples=1 if is_training else 1000)
-            self.evaluations = {} if is_training else {"val": evaluation}
-            values["val/loss"] = self._group_loss(embedded)
-            values |= {f"val/{name}": metric.value for name, metric in evaluation.metrics.items()}
+        found = self._evaluate(["val"], num_resamples=1 if is_training else 1000)
+        self.evaluations = {} if is_training else found
+        values = {f"val/{key}": metric.value for of_set in found.values() for key, metric in of_set.metrics.items()}
+        if found:
+            values["val/loss"] = self._group_loss(self.embedded["val"])
         self._log_everywhere(values)
 
     def on_validation_end(self) -> None:
@@ -226,13 +227,10 @@ class ContrastiveTask(BaseTask):
 
     def on_test_epoch_end(self) -> None:
         """Evaluate every test set and keep the results in :attr:`evaluations`, on the first process."""
-        self.predictions = {}
-        sets = self._whole_sets(self.trainer.num_test_batches)
-        names = getattr(self._datamodule, "test_set_names", None) or [f"set {index}" for index in sets]
-        self.embedded = {names[i]: embedded for i, embedded in sets.items()}
-        self.evaluations = {
-            names[i]: self._evaluate(names[i], embedded, num_resamples=1000) for i, embedded in sets.items()
-        }
+        names = getattr(self._datamodule, "test_set_names", None)
+        self.evaluations = self._evaluate(
+            names or [f"set {index}" for index in range(len(self.trainer.num_test_batches))], num_resamples=1000
+        )
         self._log_everywhere(
             {
                 f"test/{name}/{key}": metric.value
@@ -291,32 +289,26 @@ class ContrastiveTask(BaseTask):
         image_embeds, text_embeds = embed_images(self.network, batch), embed_texts(self.network, batch)
         self._sets.setdefault(dataloader_idx, EmbeddedSet()).add(batch, image_embeds, text_embeds)
 
-    def _whole_sets(self, batches: Sequence[int | float]) -> dict[int, EmbeddedSet]:
-        """The evaluation sets by loader, whole, on the first process; nothing on the others."""
+    def _evaluate(self, names: Sequence[str], num_resamples: int) -> dict[str, Evaluation]:
+        """Results by set, in the order of the loaders, on the first process; nothing on the others."""
         group = None if self.trainer.world_size == 1 else dist.group.WORLD
-        shares = [self._sets.pop(index, EmbeddedSet()) for index in range(len(batches))]
-        wholes = [share.gathered(group) for share in shares]
-        return {index: whole for index, whole in enumerate(wholes) if whole is not None and whole.images}
+        # Beyond the pairs' own loss, probabilities take longer than ranks: they are not looked at while training.
+        pairs = PairEvaluation(self.network, group, self.device, self.trainer.state.fn != TrainerFn.FITTING)
+        self.predictions, self.embedded, found = {}, {}, {}
+        for index, name in enumerate(names):
+            whole = self._sets.pop(index, EmbeddedSet()).gathered(group)
+            evaluation = pairs.evaluate(name, whole, num_resamples)
+            if whole is not None and evaluation is not None:
+                self.embedded[name], found[name] = whole, evaluation
+                evaluation.metrics.update(self._zeroshot(name, whole, num_resamples))
+        self.reliability = pairs.reliability
+        averaged = getattr(self._datamodule, "averaged_test_sets", ())
+        return found | pairs.average(averaged, found, num_resamples)
 
     def _log_everywhere(self, values: dict[str, float]) -> None:
         """Log what the first process found, on every one: checkpoints are chosen by it."""
         values = self.trainer.strategy.broadcast(values)
         self.log_dict(values, batch_size=1, sync_dist=True, reduce_fx="max")  # of equal values, to the bit
-
-    def _evaluate(self, name: str, embedded: EmbeddedSet, num_resamples: int) -> Evaluation:
-        evaluation = evaluate_retrieval(
-            name,
-            torch.cat(embedded.images),
-            torch.cat(embedded.texts),
-            torch.cat(embedded.image_ids),
-            torch.cat(embedded.text_ids),
-            captions=torch.cat(embedded.tokens),
-            caption_of=self.network.tokenizer.decode,
-            example_images=embedded.examples.by_row,
-            num_resamples=num_resamples,
-        )
-        evaluation.metrics.update(self._zeroshot(name, embedded, num_resamples))
-        return evaluation
 
     def _zeroshot(self, name: str, embedded: EmbeddedSet, num_resamples: int) -> dict[str, MetricValue]:
         class_names = getattr(self._datamodule, "class_names", None)

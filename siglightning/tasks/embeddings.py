@@ -10,6 +10,7 @@ from torch import Tensor
 from siglightning.batch import Batch
 from siglightning.evaluation import ExampleImages
 from siglightning.models import TwoTower
+from siglightning.tasks.collected import ids_of
 
 
 def embed_images(network: TwoTower, batch: Batch) -> Tensor:
@@ -36,11 +37,14 @@ class EmbeddedSet:
         tokens: int64 ``[M, L]``, in pieces.
         image_ids: int64 ``[N]``; equal ids match.
         text_ids: int64 ``[M]``.
+        owners: int64 ``[M]``, row of the picture of each caption.
         first_texts: int64 ``[N]``, row of the first caption of each picture.
         labels: class indices int64 ``[N]``, where the set has them.
         examples: a few pictures to show.
+        keys: of the pictures in their data set, where the data tell them.
         has_ids: whether the ids came with the batches; otherwise they number the pictures.
         shares: pictures of each process, of a set that was gathered.
+        kept: rows that are left of all that was embedded; ``None`` for all.
     """
 
     images: list[Tensor] = field(default_factory=list)
@@ -48,11 +52,14 @@ class EmbeddedSet:
     tokens: list[Tensor] = field(default_factory=list)
     image_ids: list[Tensor] = field(default_factory=list)
     text_ids: list[Tensor] = field(default_factory=list)
+    owners: list[Tensor] = field(default_factory=list)
     first_texts: list[Tensor] = field(default_factory=list)
     labels: list[Tensor] = field(default_factory=list)
     examples: ExampleImages = field(default_factory=ExampleImages)
+    keys: list[str] = field(default_factory=list)
     has_ids: bool = False
     shares: list[int] = field(default_factory=list)
+    kept: list[int] | None = None
 
     def add(self, batch: Batch, image_embeds: Tensor, text_embeds: Tensor) -> None:
         """Take a batch and its embeddings ``[B, d]``, ``[T, d]``; without ids a picture matches its own captions."""
@@ -68,7 +75,10 @@ class EmbeddedSet:
         self.has_ids = "match_id" in batch
         self.image_ids.append(ids)
         self.text_ids.append(ids[owner])
+        self.owners.append(num_images + owner)
         self.first_texts.append(num_texts + first)
+        if "id" in batch:
+            self.keys += ids_of(batch, num_images, len(image_embeds))
         if "label" in batch and batch["label"].ndim == 1:
             self.labels.append(batch["label"].cpu())
         if "image" in batch:
@@ -77,7 +87,8 @@ class EmbeddedSet:
     def gathered(self, group: dist.ProcessGroup | None) -> "EmbeddedSet | None":
         """The whole set, of which each process has embedded one stretch.
 
-        Every process sends its stretch to the first one, once.
+        Every process sends its stretch to the first one, once. What comes twice counts once: pictures that stand in
+        for unreadable ones, or with which a sampler evens out shares.
 
         Args:
             group: the processes, in the order of their stretches; ``None`` for a single one.
@@ -87,10 +98,51 @@ class EmbeddedSet:
             first stretch.
         """
         if group is None:
-            return self
+            return self.without_repeats()
         stretches: list[EmbeddedSet] | None = [self] * group.size() if group.rank() == 0 else None
         dist.gather_object(self, stretches, group=group, group_dst=0)
-        return None if stretches is None else _joined(stretches)
+        return None if stretches is None else _joined(stretches).without_repeats()
+
+    def without_repeats(self) -> "EmbeddedSet":
+        """The set without pictures whose key and captions have both come before, and without their captions."""
+        num_images = sum(map(len, self.images))
+        if not self.keys or len(self.keys) != num_images:  # some have none
+            return self
+        owners, tokens = torch.cat(self.owners), torch.cat(self.tokens)
+        order = owners.argsort(stable=True)
+        said = torch.split(tokens[order], owners.bincount(minlength=num_images).tolist())
+        first: dict[tuple[str, bytes], int] = {}
+        rows = [
+            row
+            for row, (key, words) in enumerate(zip(self.keys, said, strict=True))
+            if first.setdefault((key, words.numpy().tobytes()), row) == row
+        ]
+        return self if len(rows) == num_images else self._taken(torch.tensor(rows), owners)
+
+    def _taken(self, rows: Tensor, owners: Tensor) -> "EmbeddedSet":
+        """Some pictures, in their order, with their captions."""
+        number = torch.full((sum(map(len, self.images)),), -1)
+        number[rows] = torch.arange(len(rows))
+        texts = (number[owners] >= 0).nonzero().flatten()
+        place = torch.full((len(owners),), -1)
+        place[texts] = torch.arange(len(texts))
+        taken = {name: [torch.cat(getattr(self, name))[rows]] for name in ("images", "image_ids")}
+        taken |= {name: [torch.cat(getattr(self, name))[texts]] for name in ("texts", "tokens", "text_ids")}
+        return EmbeddedSet(
+            **taken,
+            owners=[number[owners[texts]]],
+            first_texts=[place[torch.cat(self.first_texts)[rows]]],
+            labels=[torch.cat(self.labels)[rows]] if self.labels else [],
+            examples=self.examples.taken(rows.tolist()),
+            keys=[self.keys[row] for row in rows.tolist()],
+            has_ids=self.has_ids,
+            shares=self.shares,
+            kept=rows.tolist(),
+        )
+
+    def embedded_rows(self, rows: Sequence[int]) -> list[int]:
+        """Where rows of the set were among all that were embedded, as the data module counts them."""
+        return list(rows) if self.kept is None else [self.kept[row] for row in rows]
 
     def loss_groups(self, group_size: int) -> Sequence[tuple[Tensor, Tensor, Tensor]]:
         """Fixed groups of ``group_size`` pairs: (image embeddings, first captions' embeddings, match ids).
@@ -112,7 +164,8 @@ def _joined(stretches: Sequence[EmbeddedSet]) -> EmbeddedSet:
     whole.shares = [sum(map(len, stretch.images)) for stretch in stretches]
     num_images = num_texts = 0
     for stretch in stretches:
-        shifts = {"first_texts": num_texts}
+        shifts = {"first_texts": num_texts, "owners": num_images}
+        whole.keys += stretch.keys
         if not stretch.has_ids:
             shifts |= {"image_ids": num_images, "text_ids": num_images}
         for name in _PIECES:
@@ -121,4 +174,5 @@ def _joined(stretches: Sequence[EmbeddedSet]) -> EmbeddedSet:
     return whole
 
 
-_PIECES = [part.name for part in fields(EmbeddedSet) if part.name not in ("examples", "has_ids", "shares")]
+_WHOLE = ("examples", "keys", "has_ids", "shares", "kept")
+_PIECES = [part.name for part in fields(EmbeddedSet) if part.name not in _WHOLE]

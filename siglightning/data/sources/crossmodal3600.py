@@ -46,7 +46,7 @@ class Crossmodal3600Source(RowSource):
 
 
 class Crossmodal3600DataModule(MapStyleDataModule):
-    """Crossmodal-3600: one test set a language, by its code.
+    """Crossmodal-3600: one test set a language, by its code, and their mean.
 
     The data are meant for evaluation. Training takes all chosen languages, with the captions' languages for
     ``language_temperature``; since the test sets hold every picture, they then say nothing about unseen ones.
@@ -67,6 +67,11 @@ class Crossmodal3600DataModule(MapStyleDataModule):
         captions = read_captions(root)
         tests = {name: Crossmodal3600Source(root, [name], captions) for name in _choose(self.languages, captions, root)}
         return Parts(Crossmodal3600Source(root, self.languages, captions), tests=tests)
+
+    @property
+    @override
+    def averaged_test_sets(self) -> list[str]:
+        return self.test_set_names
 
 
 def read_captions(root: Path) -> dict[str, dict[str, list[str]]]:

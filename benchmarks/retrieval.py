@@ -1,0 +1,145 @@
+"""Time and memory of exact retrieval both ways, against the matrix product alone.
+
+    python -m benchmarks.retrieval               # 50,000 images x 250,000 texts, five an image, d = 512
+    python -m benchmarks.retrieval --images 5000 --slabs 1 --write
+
+Images are taken in slabs, for each of which the product of its rows with all texts and the whole retrieval of the slab
+(ranks of its images among all texts, and of their texts among all images of the slab) take turns, so that both meet the
+same machine; the ratio is taken within a turn. The product has the side of a tile that suits it best of 512 to 4,096.
+Peak memory is the growth of the resident set while ranks of all images and texts are found, over the embeddings, in a
+process of its own.
+"""
+
+import argparse
+import ctypes
+import json
+import os
+import statistics
+import time
+from concurrent.futures import ProcessPoolExecutor
+from importlib.metadata import version
+from multiprocessing import get_context
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from siglightning.evaluation import ranks_both_ways
+from siglightning.runtime.environment import describe_environment
+
+RESULTS = Path(__file__).parent / "results"
+SIDES = (512, 1024, 2048, 4096)
+Pairs = tuple[Tensor, Tensor, Tensor, Tensor]
+
+
+def make_inputs(images: int, texts: int, dim: int) -> Pairs:
+    """Noisy unit rows; text j describes image ``j * images // texts``."""
+    generator = torch.Generator().manual_seed(0)
+    text_ids = torch.arange(texts) * images // texts
+    image = normalize(torch.randn(images, dim, generator=generator), dim=1)
+    text = torch.randn(texts, dim, generator=generator)
+    for rows in torch.arange(texts).split(10_000):
+        text[rows] = normalize(0.15 * text[rows] + image[text_ids[rows]], dim=1)
+    return image, text, torch.arange(images), text_ids
+
+
+def product(images: Tensor, texts: Tensor, side: int) -> None:
+    """All dot products, a tile at a time into the same memory."""
+    buffer = torch.empty(side * side)
+    for rows in images.split(side):
+        for columns in texts.split(side):
+            torch.mm(rows, columns.T, out=buffer[: len(rows) * len(columns)].view(len(rows), -1))
+
+
+def best_side(images: Tensor, texts: Tensor) -> int:
+    """The side of a tile with which the product is fastest, of three tries each in turn."""
+    seconds = {side: [_seconds(product, images, texts, side) for _ in range(3)] for side in SIDES}
+    return min(seconds, key=lambda side: min(seconds[side]))
+
+
+def ratios(inputs: Pairs, slabs: int, rounds: int, side: int) -> tuple[list[float], list[float]]:
+    """Seconds of the product, and of retrieval, in turns: slab by slab, ``rounds`` times."""
+    image, text, image_ids, text_ids = inputs
+    times: tuple[list[float], list[float]] = [], []
+    for _ in range(rounds):
+        for rows in torch.arange(len(image)).chunk(slabs):
+            # All texts, of which those of other slabs are distractors: they are given to images of this one.
+            ids = rows[0] + (text_ids - rows[0]) % len(rows)
+            times[0].append(_seconds(product, image[rows], text, side))
+            times[1].append(_seconds(ranks_both_ways, image[rows], text, image_ids[rows], ids))
+    return times
+
+
+def peak_extra_mib(images: int, texts: int, dim: int, threads: int) -> tuple[float, float]:
+    """Growth of the resident set over the embeddings, in MiB, and the seconds that it took. Run in a fresh process."""
+    torch.set_num_threads(threads)
+    ranks_both_ways(*make_inputs(2048, 4096, dim))  # thread pools and the libraries' own buffers are not its own
+    inputs = make_inputs(images, texts, dim)
+    ctypes.CDLL(None).malloc_trim(0)  # memory that the C library keeps at hand would hide growth
+    before = _status_kib("VmRSS")
+    Path("/proc/self/clear_refs").write_text("5")  # resets VmHWM, the high-water mark
+    seconds = _seconds(ranks_both_ways, *inputs)
+    return (_status_kib("VmHWM") - before) / 1024, seconds
+
+
+def main() -> None:
+    """Measure, print, and write to `results/` when asked."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--images", type=int, default=50_000)
+    parser.add_argument("--texts", type=int, default=250_000)
+    parser.add_argument("--dim", type=int, default=512)
+    parser.add_argument("--slabs", type=int, default=10, help="parts of the images that are timed in turn")
+    parser.add_argument("--rounds", type=int, default=1)
+    parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
+    parser.add_argument("--write", action="store_true", help="write benchmarks/results/retrieval.{md,json}")
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+        memory, whole = pool.submit(peak_extra_mib, args.images, args.texts, args.dim, args.threads).result()
+    inputs = make_inputs(args.images, args.texts, args.dim)
+    side = best_side(inputs[0][:4096], inputs[1][:8192])
+    alone, ours = ratios(inputs, args.slabs, args.rounds, side)
+    turns = [b / a for a, b in zip(alone, ours, strict=True)]
+    load = os.getloadavg()[0]
+    text = "\n".join(
+        [
+            f"{args.images:,} images x {args.texts:,} texts, d = {args.dim}, fp32, {args.threads} threads",
+            "",
+            "| | seconds | / product |",
+            "| --- | ---: | ---: |",
+            f"| product alone, {len(alone)} turns, tiles of {side} | {sum(alone):.1f} | 1.00 |",
+            f"| retrieval both ways, the same turns | {sum(ours):.1f} | {statistics.median(turns):.3f} |",
+            "",
+            f"- ratio within a turn: median {statistics.median(turns):.3f}, {min(turns):.3f} to {max(turns):.3f}",
+            f"- peak memory beyond the embeddings, all images and texts at once: {memory:.0f} MiB ({whole:.0f} s)",
+            f"- load average at the end: {load:.1f} on {os.cpu_count()} cores",
+        ]
+    )
+    options = " ".join(f"--{name} {getattr(args, name)}" for name in ("images", "texts", "dim", "slabs", "rounds"))
+    command = f"python -m benchmarks.retrieval {options} --threads {args.threads}"
+    versions = ", ".join(f"{name} {version(name)}" for name in ("siglightning", "torch"))
+    hardware = describe_environment(1, [])["hardware"]
+    text += f"\n\n`{command}`; {versions}; {hardware['cpu']}, {time.strftime('%Y-%m-%d')}\n"
+    print(text)
+    if args.write:
+        (RESULTS / "retrieval.md").write_text(text)
+        record = {"command": command, "versions": versions, "hardware": hardware, "side": side, "load": load}
+        record |= {"product_s": alone, "retrieval_s": ours, "peak_extra_mib": memory, "whole_s": whole}
+        (RESULTS / "retrieval.json").write_text(json.dumps(record, indent=2) + "\n")
+
+
+def _seconds(call: object, *arguments: object) -> float:
+    start = time.perf_counter()
+    call(*arguments)  # type: ignore[operator]  # any of the functions above
+    return time.perf_counter() - start
+
+
+def _status_kib(field: str) -> int:
+    """A line of this process's /proc status, in KiB."""
+    text = Path("/proc/self/status").read_text()
+    return int(text.partition(f"{field}:")[2].split()[0])
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,112 @@
+"""Sets in shares: what comes twice counts once, and any number of processes reports the same."""
+
+import math
+
+import pytest
+import torch
+import torch.distributed as dist
+from references import unit_pairs
+
+from siglightning.distributed.local import run_ranks
+from siglightning.evaluation import pair_calibration, retrieval_metrics
+from siglightning.models import TowerConfig, TwoTower
+from siglightning.tasks.embeddings import EmbeddedSet
+from siglightning.tasks.pair_evaluation import PairEvaluation
+
+COUNT = 23  # pictures, which neither two nor three processes divide
+CAPTIONS = [1 + row % 3 for row in range(COUNT)]
+
+
+def network():
+    torch.manual_seed(0)
+    image = TowerConfig("local:conv", kwargs={"width": 8, "depths": [1, 1], "groups": 4})
+    text = TowerConfig("local:text_transformer", kwargs={"width": 16, "depth": 1, "heads": 2})
+    return TwoTower(image, text, embed_dim=16, context_length=12, image_size=32, init_bias=-4.0)
+
+
+def embedded_set(rows, batch_size=4):
+    """Some pictures of a set with one to three captions each, embedded in batches."""
+    images, _ = unit_pairs(COUNT, 16)
+    texts, _ = unit_pairs(sum(CAPTIONS), 16, seed=1)
+    owner = torch.repeat_interleave(torch.arange(COUNT), torch.tensor(CAPTIONS))
+    texts = torch.nn.functional.normalize(texts + 2 * images[owner], dim=1)
+    found = EmbeddedSet()
+    for start in range(0, len(rows), batch_size):
+        part = rows[start : start + batch_size]
+        own = [(owner == row).nonzero().flatten() for row in part]
+        batch = {
+            "id": [f"picture {row}" for row in part],
+            "text": torch.cat(own)[:, None] + torch.arange(3),
+            "text_owner": torch.repeat_interleave(torch.arange(len(part)), torch.tensor([len(of) for of in own])),
+            "match_id": torch.tensor([row * 7 % 5 + 10 * row for row in part]),
+            "image": torch.tensor(part, dtype=torch.uint8)[:, None, None, None].expand(-1, 3, 2, 2),
+            "label": torch.tensor(part),
+        }
+        found.add(batch, images[part], texts[torch.cat(own)])
+    return found
+
+
+def share(rank, size):
+    """Every `size`-th picture, as Lightning's own sampler deals them out: filled up with some that others have."""
+    rows = list(range(rank, COUNT, size))
+    return rows if len(rows) == -(-COUNT // size) else [*rows, rank]
+
+
+def test_what_comes_twice_counts_once_with_its_captions():
+    whole, again = embedded_set(range(COUNT)), embedded_set([3, 3, *range(COUNT), 7, 0, 22])
+    kept = again.without_repeats()
+    assert whole.without_repeats() is whole
+    order = torch.tensor([3, *(row for row in range(COUNT) if row != 3)])
+    assert kept.kept == [0, 2, 3, 4, *range(6, COUNT + 2)]
+    assert torch.equal(torch.cat(kept.images), torch.cat(whole.images)[order])
+    assert torch.cat(kept.labels).tolist() == order.tolist()
+    assert len(torch.cat(kept.texts)) == sum(CAPTIONS)
+    owners, tokens = torch.cat(kept.owners), torch.cat(kept.tokens)
+    for row, picture in enumerate(order.tolist()):
+        first = sum(CAPTIONS[:picture])
+        assert tokens[owners == row][:, 0].tolist() == list(range(first, first + CAPTIONS[picture]))
+        assert tokens[torch.cat(kept.first_texts)[row], 0] == first
+    assert kept.embedded_rows([0, 1, 4]) == [0, 2, 6]
+    assert all(int(image.max()) == order[row] for row, image in kept.examples.by_row.items())
+
+
+def evaluate(group=None, rows=None):
+    torch.manual_seed(0)
+    pairs = PairEvaluation(network(), group, torch.device("cpu"), calibrates=True)
+    whole = embedded_set(range(COUNT) if rows is None else rows).gathered(group)
+    evaluation = pairs.evaluate("val", whole, num_resamples=20)
+    nothing = pairs.evaluate("empty", EmbeddedSet().gathered(group), num_resamples=20)
+    if evaluation is None:
+        return None
+    assert nothing is None
+    return {name: (m.value, m.low, m.high, m.chance, m.count) for name, m in evaluation.metrics.items()}
+
+
+def evaluate_on_this_rank():
+    return evaluate(dist.group.WORLD, share(dist.get_rank(), dist.get_world_size()))
+
+
+@pytest.mark.parametrize("world_size", [2, 3])
+def test_any_number_of_processes_reports_the_same(world_size):
+    """Shares are of another order than the set, and some pictures come twice: neither may show."""
+    one = evaluate()
+    first, *others = run_ranks(world_size, evaluate_on_this_rank, timeout_s=300.0)
+    assert others == [None] * (world_size - 1)
+    assert len(one) == 8 + 3
+    for name, values in one.items():
+        assert first[name] == pytest.approx(values, rel=1e-12, nan_ok=True), name  # sums in another order
+
+
+def test_metrics_are_those_of_the_functions():
+    net, whole = network(), embedded_set(range(COUNT))
+    data = [torch.cat(part) for part in (whole.images, whole.texts, whole.image_ids, whole.text_ids)]
+    got = PairEvaluation(net, None, torch.device("cpu"), calibrates=True).evaluate("val", whole, 20)
+    expected = retrieval_metrics(*data, num_resamples=20)
+    expected |= pair_calibration(*data, net.log_scale.item(), -4.0).metrics(num_resamples=20)
+    assert got.metrics.keys() == expected.keys()
+    for name, value in expected.items():
+        assert got.metrics[name].value == value.value, name
+        assert (got.metrics[name].low, got.metrics[name].high) == (value.low, value.high), name
+    plain = PairEvaluation(net, None, torch.device("cpu"), calibrates=False).evaluate("val", whole, 20)
+    assert not any(name.startswith("pair") for name in plain.metrics)
+    assert math.isfinite(plain.metrics["t2i_mean_rank"].value)
