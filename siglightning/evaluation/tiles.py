@@ -100,11 +100,11 @@ class PairTiles:
 
     def __iter__(self) -> Iterator[Tile]:
         """All tiles of this process."""
-        return self._tiles(only_matching=False)
+        return self._tiles(self.side, only_matching=False)
 
     def matching(self) -> Iterator[Tile]:
-        """Those in which there may be a match."""
-        return self._tiles(only_matching=True)
+        """Smaller tiles, those in which there may be a match: the staircase of matches is thin."""
+        return self._tiles(max(1, self.side // 8), only_matching=True)
 
     def reduced(self, values: Tensor, operation: dist.ReduceOp.RedOpType = dist.ReduceOp.SUM) -> Tensor:
         """What all processes have found together, on each of them: in place."""
@@ -113,11 +113,11 @@ class PairTiles:
         return values
 
     @torch.no_grad()
-    def _tiles(self, only_matching: bool) -> Iterator[Tile]:
+    def _tiles(self, side: int, only_matching: bool) -> Iterator[Tile]:
         rank, size = (0, 1) if self.group is None else (self.group.rank(), self.group.size())
-        columns = self.columns.spans(self.side)
-        buffer = torch.empty(self.side * self.side, dtype=self.dtype, device=self.device)
-        for rows, low, high in self.rows.spans(self.side)[rank::size]:
+        columns = self.columns.spans(side)
+        buffer = torch.empty(side * side, dtype=self.dtype, device=self.device)
+        for rows, low, high in self.rows.spans(side)[rank::size]:
             block, labels = self.rows.rows[rows], self.rows.labels[rows, None]
             for span, first, last in columns:
                 may_match = first <= high and low <= last
