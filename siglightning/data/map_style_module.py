@@ -21,6 +21,7 @@ from siglightning.data.orders import Order, as_they_are, balanced, in_blocks, sh
 from siglightning.data.source import Samples, SampleStream, Source, digest
 from siglightning.data.streamed import StreamDataset
 from siglightning.data.transforms import Augmentation
+from siglightning.evaluation.prompts import Templates, templates_of
 from siglightning.runtime.processes import notice
 
 
@@ -50,7 +51,7 @@ class MapStyleDataModule(BaseDataModule):
             validate; ``None`` trains on all.
         split_seed: of that division; leave it alone to compare runs.
         templates: sentences with ``{}`` in the place of a class name, for samples without captions and for zero-shot
-            classification.
+            classification, or the name of known ones (:func:`~siglightning.evaluation.prompts.templates_of`).
         augmentation: how training pictures vary.
         limits: of the size of pictures.
         max_bad_fraction: of samples that may be unusable before training stops.
@@ -65,7 +66,7 @@ class MapStyleDataModule(BaseDataModule):
         val_fraction: float = 0.1,
         shots: int | None = None,
         split_seed: int = 0,
-        templates: Sequence[str] = ("a photo of a {}.",),
+        templates: Templates = ("a photo of a {}.",),
         augmentation: Augmentation | None = None,
         limits: ImageLimits | None = None,
         max_bad_fraction: float = 0.01,
@@ -75,12 +76,13 @@ class MapStyleDataModule(BaseDataModule):
         super().__init__(**others)
         if not 0 < val_fraction < 1:
             raise ValueError(f"`data.init_args.val_fraction` must lie between 0 and 1, got {val_fraction}.")
-        if not templates or any(template.count("{}") != 1 for template in templates):
-            raise ValueError(f"`data.init_args.templates` must each hold one '{{}}', got {list(templates)}.")
         if shots is not None and shots < 1:
             raise ValueError(f"`data.init_args.shots` must be at least 1, or null for all, got {shots}.")
         self.val_fraction, self.split_seed, self.shots = val_fraction, split_seed, shots
-        self.prompt_templates = list(templates)
+        try:
+            self.prompt_templates = templates_of(templates)
+        except ValueError as error:
+            raise ValueError(f"`data.init_args.templates` cannot be used: {error}") from error
         if language_temperature is not None and not language_temperature >= 1:
             raise ValueError(f"`data.init_args.language_temperature` must be at least 1, got {language_temperature}.")
         self.language_temperature = language_temperature

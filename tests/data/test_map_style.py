@@ -253,8 +253,8 @@ def test_a_fit_on_a_table_of_captions(root, tmp_path, monkeypatch, capsys):
     ("module", "options", "message"),
     [
         (FolderDataModule, {"val_fraction": 0.0}, "val_fraction` must lie between 0 and 1, got 0.0"),
-        (FolderDataModule, {"templates": ["a photo"]}, "must each hold one '{}', got"),
-        (TableDataModule, {"templates": []}, "must each hold one '{}', got"),
+        (FolderDataModule, {"templates": ["a photo"]}, "templates` cannot be used: A prompt template holds {} once"),
+        (TableDataModule, {"templates": []}, "templates` cannot be used: .* at least one prompt template, got none"),
     ],
 )
 def test_wrong_arguments_are_refused(module, options, message):

@@ -17,6 +17,7 @@ from siglightning.data.pictograms.archive import PictogramArchive
 from siglightning.data.pictograms.captions import category_words
 from siglightning.data.source import RawSample, Source, digest
 from siglightning.data.transforms import Augmentation, resize
+from siglightning.evaluation.prompts import Templates
 
 PARTS = ("train", "val", "test")
 VAL_SHARE, TEST_SHARE = 0.15, 0.20  # of every class; 2 and 2 of twelve concepts
@@ -194,7 +195,7 @@ class CollageDataModule(MapStyleDataModule):
         side: int = 128,
         data_seed: int = 0,
         augmentation: Augmentation | None = None,
-        templates: Sequence[str] = ("an emoji of {}",),
+        templates: Templates = ("an emoji of {}",),
         **others: Any,
     ) -> None:
         super().__init__(augmentation=augmentation or _HARMLESS, templates=templates, **others)

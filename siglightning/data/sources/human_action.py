@@ -17,6 +17,7 @@ from siglightning.data.map_style_module import MapStyleDataModule, Parts
 from siglightning.data.sources.files import FilesSource, folders_in
 from siglightning.data.sources.folder import FolderSource
 from siglightning.data.sources.layout import split_folders, tree
+from siglightning.evaluation.prompts import Templates
 
 HUMAN_ACTIONS = (
     *("calling", "clapping", "cycling", "dancing", "drinking", "eating", "fighting", "hugging", "laughing"),
@@ -48,7 +49,7 @@ class HumanActionDataModule(MapStyleDataModule):
         self,
         root: str,
         test_fraction: float = 0.15,
-        templates: Sequence[str] = ("a photo of a person {}.",),
+        templates: Templates = ("a photo of a person {}.",),
         **others: Any,
     ) -> None:
         super().__init__(templates=templates, **others)

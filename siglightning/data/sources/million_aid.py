@@ -1,6 +1,5 @@
 """Million-AID: aerial pictures of 51 scenes in a tree of folders, whose inner nodes are labels, too."""
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -10,6 +9,7 @@ from typing_extensions import override
 from siglightning.data.map_style_module import MapStyleDataModule, Parts
 from siglightning.data.sources.files import FilesSource, folders_in, pictures_below
 from siglightning.data.sources.layout import tree
+from siglightning.evaluation.prompts import Templates
 
 Task = Literal["multi-class", "multi-label"]
 
@@ -74,7 +74,7 @@ class MillionAidDataModule(MapStyleDataModule):
         self,
         root: str,
         task: Task = "multi-class",
-        templates: Sequence[str] = ("a satellite image of a {}",),
+        templates: Templates = ("a satellite image of a {}",),
         **others: Any,
     ) -> None:
         super().__init__(templates=templates, **others)
