@@ -53,3 +53,16 @@ class InputSpec:
     image_size: int
     tokenizer: Callable[[Sequence[str]], Tensor] | None
     feature_keys: Callable[[], Mapping[str, str]] | None = None
+
+
+@dataclass(frozen=True)
+class ClassSet:
+    """The classes of an evaluation set, published by a data module as ``data.classes_of(set_name)``.
+
+    Attributes:
+        names: of the classes, in the order of their labels.
+        templates: sentences with ``{}`` in the place of a name, for prompts.
+    """
+
+    names: Sequence[str]
+    templates: Sequence[str]

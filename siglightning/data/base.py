@@ -1,6 +1,5 @@
 """What all data modules share: loaders, seeds, exact resuming, and errors before any work is wasted."""
 
-import gc
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from itertools import islice
@@ -12,38 +11,17 @@ from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from siglightning.batch import Batch, InputSpec
+from siglightning.batch import Batch, ClassSet, InputSpec
 from siglightning.data.class_examples import ClassExample, find_examples
 from siglightning.data.collate import Collate, LoadedBatch, Sample
 from siglightning.data.colour import recolour
 from siglightning.data.dataset import SampleDataset
+from siglightning.data.loaders import ResumableLoader, share_memory
 from siglightning.data.noise import LabelNoise, NoisyDataset
 from siglightning.data.orders import Order
 from siglightning.data.sampler import EvaluationSampler, GlobalBatchSampler, SampleKey, check_global_batch
+from siglightning.data.zeroshot_sets import ZeroShotSets
 from siglightning.runtime.processes import notice
-
-
-class ResumableLoader(DataLoader[Sample]):
-    """A loader whose sampler knows by itself where to begin.
-
-    Lightning warns about every mid-epoch resume of a loader that has no state of its own, and asks for these two
-    methods. There is nothing to keep in them.
-    """
-
-    def state_dict(self) -> dict[str, Any]:
-        """Nothing."""
-        return {}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Nothing to do."""
-
-
-def share_memory(worker: int) -> None:
-    """Keep a loading process from writing on all objects that it shares with the process that it was forked from.
-
-    The first full collection would write into the header of each, and the kernel then copies its page: 130 MiB.
-    """
-    gc.freeze()
 
 
 class BaseDataModule(LightningDataModule, ABC):
@@ -60,6 +38,7 @@ class BaseDataModule(LightningDataModule, ABC):
         noise: corrupts training samples, for studies of robustness.
         allow_changed_data: go on with a checkpoint that was trained on other data or with another batch. The run then
             is not what an undisturbed one would have been.
+        zeroshot_sets: name -> data module, whose test sets are also classified by prompts, in validation and tests.
 
     Attributes:
         train_set: set by :meth:`build`.
@@ -82,6 +61,7 @@ class BaseDataModule(LightningDataModule, ABC):
         seed: int = 0,
         noise: LabelNoise | None = None,
         allow_changed_data: bool = False,
+        zeroshot_sets: dict[str, "BaseDataModule"] | None = None,
     ) -> None:
         super().__init__()
         if eval_batch_size < 1 or num_workers < 0:
@@ -95,6 +75,7 @@ class BaseDataModule(LightningDataModule, ABC):
         self.seed = seed
         self.noise = noise
         self.allow_changed_data = allow_changed_data
+        self.zeroshot_sets = ZeroShotSets(zeroshot_sets or {})
         self.captions_read = self.captions_truncated = 0
         self.class_names: list[str] | None = None
         self.prompt_templates: list[str] = ["{}"]
@@ -118,7 +99,21 @@ class BaseDataModule(LightningDataModule, ABC):
     @property
     def test_set_names(self) -> list[str]:
         """Names of the test loaders, in their order."""
-        return list(self.test_sets)
+        return [*self.test_sets, *self.zeroshot_sets.names]
+
+    @property
+    def val_set_names(self) -> list[str]:
+        """Names of the validation loaders, in their order; the first one is called ``val``."""
+        return ["val", *self.zeroshot_sets.names]
+
+    def classes_of(self, set_name: str) -> ClassSet | None:
+        """The classes of an evaluation set and the templates of their prompts; ``None`` for one without classes."""
+        own = ClassSet(self.class_names, self.prompt_templates) if self.class_names else None
+        return self.zeroshot_sets.classes_of(set_name) or own
+
+    def prepare_data(self) -> None:
+        """Fetch what is missing, once on each machine; only what is asked for."""
+        self.zeroshot_sets.prepare_data()
 
     @property
     def averaged_test_sets(self) -> list[str]:
@@ -146,6 +141,7 @@ class BaseDataModule(LightningDataModule, ABC):
         if not self._is_built:
             self._check_trainer()
             self.build(self._find_spec())
+            self.zeroshot_sets.setup(self.trainer, self._find_spec())
             self._is_built = True
             if self.noise is not None:
                 self.train_set = NoisyDataset(self.train_set, self.noise)
@@ -225,13 +221,25 @@ class BaseDataModule(LightningDataModule, ABC):
             worker_init_fn=share_memory,
         )
 
-    def val_dataloader(self) -> DataLoader[Sample]:
-        """Every validation sample once, in order."""
-        return self._evaluation_loader(self.val_set)
+    def plain_train_dataloader(self) -> DataLoader[Sample]:
+        """This process's share of all training samples, once and in order, their pictures only resized; for probes."""
+        plain = self.train_set.plain()
+        if plain.pictures_vary:
+            raise ValueError(
+                f"Expected training pictures that can be read once each, only resized; those of {type(self).__name__} "
+                "come augmented or in a stream. Read them by position, or turn `augmentation` off."
+            )
+        return self.evaluation_dataloader(plain)
+
+    def val_dataloader(self) -> DataLoader[Sample] | list[DataLoader[Sample]]:
+        """Every validation sample once, in order; a list where there are `zeroshot_sets`, too."""
+        own = self.evaluation_dataloader(self.val_set)
+        return [own, *self.zeroshot_sets.loaders()] if self.zeroshot_sets else own
 
     def test_dataloader(self) -> list[DataLoader[Sample]]:
         """One loader a test set, in the order of `test_set_names`."""
-        return [self._evaluation_loader(test_set) for test_set in self.test_sets.values()]
+        own = [self.evaluation_dataloader(test_set) for test_set in self.test_sets.values()]
+        return [*own, *self.zeroshot_sets.loaders()]
 
     def predict_dataloader(self) -> list[DataLoader[Sample]]:
         """The test sets again, divided in the same way."""
@@ -294,7 +302,8 @@ class BaseDataModule(LightningDataModule, ABC):
         assert isinstance(total, _ProcessedTracker)
         return divmod(total.processed, self.steps_per_epoch)
 
-    def _evaluation_loader(self, dataset: SampleDataset) -> DataLoader[Sample]:
+    def evaluation_dataloader(self, dataset: SampleDataset) -> DataLoader[Sample]:
+        """This process's share of one set, once and in order."""
         self.before_loading()
         rank, world_size = self._rank_and_world_size()
         return DataLoader(

@@ -16,7 +16,8 @@ from siglightning.evaluation.label_scores import LabelScores
 from siglightning.evaluation.multilabel import multilabel_metrics
 from siglightning.evaluation.pair_calibration import PairCalibration, pair_calibration
 from siglightning.evaluation.pairs import PairLogits, pair_logits
-from siglightning.evaluation.prompts import DEFAULT_TEMPLATES, fill_templates
+from siglightning.evaluation.per_class import ClassResult, per_class_results
+from siglightning.evaluation.prompts import DEFAULT_TEMPLATES, TEMPLATES, Templates, fill_templates, templates_of
 from siglightning.evaluation.reliability import ReliabilityBins, calibration_error, reliability_bins
 from siglightning.evaluation.report import Evaluation, Example, ExampleImages, evaluate_retrieval
 from siglightning.evaluation.retrieval import (
@@ -32,12 +33,21 @@ from siglightning.evaluation.retrieval import (
 from siglightning.evaluation.spikes import SpikeCounter
 from siglightning.evaluation.targets import multi_hot, require_disjoint, require_other_pictures
 from siglightning.evaluation.thresholds import Decision, ThresholdRule
-from siglightning.evaluation.zeroshot import class_embeddings, zeroshot_metrics, zeroshot_predictions
+from siglightning.evaluation.zeroshot import (
+    class_embeddings,
+    first_of_name,
+    metrics_of_predictions,
+    metrics_of_ranks,
+    zeroshot_metrics,
+    zeroshot_ranks,
+)
 
 __all__ = [
     "DEFAULT_TEMPLATES",
+    "TEMPLATES",
     "Calibration",
     "CalibrationFit",
+    "ClassResult",
     "Decision",
     "Evaluation",
     "Example",
@@ -50,6 +60,7 @@ __all__ = [
     "Predictions",
     "ReliabilityBins",
     "SpikeCounter",
+    "Templates",
     "ThresholdRule",
     "activations",
     "bootstrap_interval",
@@ -64,16 +75,20 @@ __all__ = [
     "effective_rank",
     "evaluate_retrieval",
     "fill_templates",
+    "first_of_name",
     "fit_calibration",
     "hardest_negatives",
     "mean_cosine",
     "mean_rank",
     "mean_with_interval",
     "median_rank",
+    "metrics_of_predictions",
+    "metrics_of_ranks",
     "multi_hot",
     "multilabel_metrics",
     "pair_calibration",
     "pair_logits",
+    "per_class_results",
     "ranks_both_ways",
     "recall_at_k",
     "reliability_bins",
@@ -82,6 +97,7 @@ __all__ = [
     "retrieval_metrics",
     "retrieval_ranks",
     "statistics_with_interval",
+    "templates_of",
     "zeroshot_metrics",
-    "zeroshot_predictions",
+    "zeroshot_ranks",
 ]

@@ -11,13 +11,13 @@ from typing_extensions import override
 from siglightning.batch import Batch
 from siglightning.evaluation import Evaluation
 from siglightning.evaluation.classification import Predictions
+from siglightning.evaluation.collected import CollectedSet, ids_of
 from siglightning.evaluation.label_scores import LabelScores
 from siglightning.evaluation.targets import multi_hot
 from siglightning.models import ImageEncoder
 from siglightning.runtime.checkpoint import require_same_state
 from siglightning.runtime.processes import notice
 from siglightning.tasks.base import BaseTask
-from siglightning.tasks.collected import CollectedSet, ids_of
 
 _INIT_STD = 0.01  # of the classifier's weights: first answers are nearly equal, and the first loss is log C
 
@@ -122,6 +122,20 @@ class ClassifierTask(BaseTask):
             )
         self._take_classes(list(names), "the checkpoint")
         require_same_state(self.state_dict(), checkpoint["state_dict"], "The checkpoint")
+
+    @override
+    def setup(self, stage: str) -> None:
+        """Apply the rules that freeze.
+
+        Raises:
+            ValueError: data with sets that have classes of their own.
+        """
+        super().setup(stage)
+        if getattr(self.datamodule, "zeroshot_sets", None):
+            raise ValueError(
+                f"`data.init_args.zeroshot_sets` are classified by prompts, but {type(self).__name__} knows only the "
+                "classes of the data. Evaluate them with ContrastiveTask, or leave them out."
+            )
 
     def collect(self, batch: Batch, dataloader_idx: int) -> None:
         """Keep the logits of one batch of an evaluation set."""

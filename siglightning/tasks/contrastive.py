@@ -14,24 +14,14 @@ from siglightning.batch import Batch, InputSpec
 from siglightning.distributed.exchange import Comm
 from siglightning.distributed.strategy import group_of, require_whole_parameters
 from siglightning.distributed.watch import forget, set_step
-from siglightning.evaluation import (
-    DEFAULT_TEMPLATES,
-    Evaluation,
-    MetricValue,
-    Predictions,
-    ReliabilityBins,
-    class_embeddings,
-    collapse_metrics,
-    pair_logits,
-    zeroshot_metrics,
-    zeroshot_predictions,
-)
+from siglightning.evaluation import Evaluation, Predictions, ReliabilityBins, collapse_metrics, pair_logits
 from siglightning.losses import Negatives, sigmoid_loss, softmax_loss
 from siglightning.models import TwoTower, has_trainable_batchnorm
 from siglightning.optim import GroupRule, Schedule, WeightDecayConvention
 from siglightning.tasks.base import BaseTask, adamw
 from siglightning.tasks.embeddings import EmbeddedSet, embed_images, embed_texts
 from siglightning.tasks.pair_evaluation import PairEvaluation
+from siglightning.tasks.zeroshot import SetTemplates, ZeroShot, check_templates, classes_of_sets, tell_repeated
 
 
 class ContrastiveTask(BaseTask):
@@ -39,10 +29,10 @@ class ContrastiveTask(BaseTask):
 
     Validation reports the training loss itself, over fixed groups of ``global_batch_size`` pairs (with all their
     negatives, so that masks can be compared), exact retrieval both ways, and zero-shot accuracy where the data module
-    has ``class_names``. Tests do the same for each test set and leave :attr:`evaluations`, with a row ``average`` over
-    the ``averaged_test_sets`` of the data, and zero-shot :attr:`predictions` where the data have classes, for tables
-    and figures. With a bias they, and a validation by itself, also measure how far pairs' probabilities can be
-    believed, and leave :attr:`reliability`.
+    has classes, also those of its ``zeroshot_sets``. Tests do the same for each test set and leave :attr:`evaluations`,
+    with a row ``average`` over the ``averaged_test_sets`` of the data, and zero-shot :attr:`predictions` where there
+    are classes, for tables and figures. With a bias they, and a validation by itself, also measure how far pairs'
+    probabilities can be believed, and leave :attr:`reliability`.
     After either, callbacks find the sets' embeddings in :attr:`embedded`, on the first process, until it ends.
 
     On several processes each encodes its share of the global batch and the loss goes round the ring of
@@ -66,6 +56,8 @@ class ContrastiveTask(BaseTask):
         chunk_size: side of a tile of the loss in rows.
         comm: how texts travel between processes, ``ring`` or ``gather``; the numbers are the same.
         allow_accumulation: accept ``trainer.accumulate_grad_batches > 1``, which is another objective.
+        templates: of zero-shot prompts, in the place of the data's: a list, a name such as ``imagenet`` (see
+            :func:`~siglightning.evaluation.prompts.templates_of`), or either of them by the set's name.
         seed: of dropout and whatever else is drawn on the device, together with the step.
 
     Raises:
@@ -86,6 +78,7 @@ class ContrastiveTask(BaseTask):
         chunk_size: int | None = None,
         comm: Comm = "ring",
         allow_accumulation: bool = False,
+        templates: SetTemplates | None = None,
         seed: int = 0,
     ) -> None:
         super().__init__(optimizer, schedule, rules, scalar_lr_mult, seed, weight_decay_convention)
@@ -101,12 +94,14 @@ class ContrastiveTask(BaseTask):
             )
         self.network, self.loss_name, self.match, self.negatives = network, loss, match, negatives
         self.chunk_size, self.comm, self.allow_accumulation = chunk_size, comm, allow_accumulation
+        self.templates = templates
         self.input_spec = InputSpec(network.image_size, network.tokenizer, network.feature_keys)
         self.evaluations: dict[str, Evaluation] = {}
         self.predictions: dict[str, Predictions] = {}
         self.reliability: dict[str, dict[str, ReliabilityBins]] = {}
         self.embedded: dict[str, EmbeddedSet] = {}
         self._sets: dict[int, EmbeddedSet] = {}
+        self._zeroshot: ZeroShot | None = None
 
     def check_processes(self, trainer: Trainer) -> None:
         """Refuse what several processes cannot share exactly; the command line asks before they start.
@@ -144,12 +139,13 @@ class ContrastiveTask(BaseTask):
         """Check what would silently be another objective, and match b to the batch where asked to.
 
         Raises:
-            ValueError: accumulation without ``allow_accumulation``, processes that could not be exact, or data without
-                captions.
+            ValueError: accumulation without ``allow_accumulation``, processes that could not be exact, data without
+                captions, or templates that cannot be used.
         """
         super().setup(stage)
         if stage != "predict":
             self.require_in_batch("text")
+            check_templates(self.templates, self._datamodule)
         if stage != "fit":
             return
         self.check_processes(self.trainer)
@@ -203,17 +199,23 @@ class ContrastiveTask(BaseTask):
             self.log_train(loss.detach(), self._monitored(loss, image_embeds, text_embeds, match_ids))
         return loss
 
+    def on_validation_start(self) -> None:
+        """Encode the prompts of all classes."""
+        self._begin_zeroshot(getattr(self._datamodule, "val_set_names", ["val"]))
+
     def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
         """Embed one batch."""
         self._embed(batch, dataloader_idx)
 
     def on_validation_epoch_end(self) -> None:
-        """Log the loss, retrieval and zero-shot accuracy of the validation set."""
+        """Log the loss, retrieval and zero-shot accuracy of the validation set, and of others the accuracy."""
         is_training = self.trainer.state.fn == TrainerFn.FITTING  # its curves show no intervals
-        found = self._evaluate(["val"], num_resamples=1 if is_training else 1000)
+        names = getattr(self._datamodule, "val_set_names", ["val"])
+        found = self._evaluate_all(names, num_resamples=1 if is_training else 1000)
         self.evaluations = {} if is_training else found
-        values = {f"val/{key}": metric.value for of_set in found.values() for key, metric in of_set.metrics.items()}
-        if found:
+        self.predictions = {} if is_training else self.predictions
+        values = _values(found, "val", own="val")
+        if "val" in self.embedded:
             values["val/loss"] = self._group_loss(self.embedded["val"])
         self._log_everywhere(values)
 
@@ -221,23 +223,18 @@ class ContrastiveTask(BaseTask):
         """Callbacks have seen the embeddings."""
         self.embedded = {}
 
+    def on_test_start(self) -> None:
+        """Encode the prompts of all classes."""
+        self._begin_zeroshot(self._test_names)
+
     def test_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
         """Embed one batch of one test set."""
         self._embed(batch, dataloader_idx)
 
     def on_test_epoch_end(self) -> None:
         """Evaluate every test set and keep the results in :attr:`evaluations`, on the first process."""
-        names = getattr(self._datamodule, "test_set_names", None)
-        self.evaluations = self._evaluate(
-            names or [f"set {index}" for index in range(len(self.trainer.num_test_batches))], num_resamples=1000
-        )
-        self._log_everywhere(
-            {
-                f"test/{name}/{key}": metric.value
-                for name, evaluation in self.evaluations.items()
-                for key, metric in evaluation.metrics.items()
-            }
-        )
+        self.evaluations = self._evaluate_all(self._test_names, num_resamples=1000)
+        self._log_everywhere(_values(self.evaluations, "test"))
 
     def on_test_end(self) -> None:
         """Callbacks have seen the embeddings."""
@@ -285,42 +282,54 @@ class ContrastiveTask(BaseTask):
         values |= collapse_metrics(image_embeds, text_embeds)
         return values if network.bias is None else values | {"logit_bias": network.bias.detach().squeeze()}
 
-    def _embed(self, batch: Batch, dataloader_idx: int) -> None:
-        image_embeds, text_embeds = embed_images(self.network, batch), embed_texts(self.network, batch)
-        self._sets.setdefault(dataloader_idx, EmbeddedSet()).add(batch, image_embeds, text_embeds)
+    @property
+    def _test_names(self) -> list[str]:
+        count = len(self.trainer.num_test_batches)
+        return getattr(self._datamodule, "test_set_names", None) or [f"set {index}" for index in range(count)]
 
-    def _evaluate(self, names: Sequence[str], num_resamples: int) -> dict[str, Evaluation]:
-        """Results by set, in the order of the loaders, on the first process; nothing on the others."""
-        group = None if self.trainer.world_size == 1 else dist.group.WORLD
+    @property
+    def _world(self) -> dist.ProcessGroup | None:
+        return None if self.trainer.world_size == 1 else dist.group.WORLD
+
+    def _begin_zeroshot(self, names: Sequence[str]) -> None:
+        classes = classes_of_sets(names, self._datamodule, self.templates)
+        if self.trainer.state.fn != TrainerFn.FITTING:
+            tell_repeated(dict(zip(names, classes, strict=True)))
+        self._zeroshot = ZeroShot(classes, self._encode_captions, self.network.log_scale.exp().item(), self._world)
+
+    def _embed(self, batch: Batch, dataloader_idx: int) -> None:
+        image_embeds = embed_images(self.network, batch)
+        assert self._zeroshot is not None  # since the evaluation began
+        self._zeroshot.add(batch, image_embeds, dataloader_idx)
+        if "text" in batch:
+            texts = embed_texts(self.network, batch)
+            self._sets.setdefault(dataloader_idx, EmbeddedSet()).add(batch, image_embeds, texts)
+
+    def _evaluate_all(self, names: Sequence[str], num_resamples: int) -> dict[str, Evaluation]:
+        """Retrieval where there are captions and accuracy where there are classes, by set, on the first process."""
         # Beyond the pairs' own loss, probabilities take longer than ranks: they are not looked at while training.
-        pairs = PairEvaluation(self.network, group, self.device, self.trainer.state.fn != TrainerFn.FITTING)
-        self.predictions, self.embedded, found = {}, {}, {}
+        pairs = PairEvaluation(self.network, self._world, self.device, self.trainer.state.fn != TrainerFn.FITTING)
+        self.embedded, found = {}, {}
         for index, name in enumerate(names):
-            whole = self._sets.pop(index, EmbeddedSet()).gathered(group)
+            whole = self._sets.pop(index, EmbeddedSet()).gathered(self._world)
             evaluation = pairs.evaluate(name, whole, num_resamples)
             if whole is not None and evaluation is not None:
                 self.embedded[name], found[name] = whole, evaluation
-                evaluation.metrics.update(self._zeroshot(name, whole, num_resamples))
         self.reliability = pairs.reliability
+        assert self._zeroshot is not None  # since the evaluation began
+        zeroshot, self._zeroshot = self._zeroshot, None
+        self.predictions = zeroshot.finish(names)
+        for name, predictions in self.predictions.items():
+            accuracy = zeroshot.metrics(predictions, num_resamples)
+            found.setdefault(name, Evaluation(name, {})).metrics.update(accuracy)
         averaged = getattr(self._datamodule, "averaged_test_sets", ())
-        return found | pairs.average(averaged, found, num_resamples)
+        average = pairs.average(averaged, found, num_resamples)
+        return {name: found[name] for name in names if name in found} | average
 
     def _log_everywhere(self, values: dict[str, float]) -> None:
         """Log what the first process found, on every one: checkpoints are chosen by it."""
         values = self.trainer.strategy.broadcast(values)
         self.log_dict(values, batch_size=1, sync_dist=True, reduce_fx="max")  # of equal values, to the bit
-
-    def _zeroshot(self, name: str, embedded: EmbeddedSet, num_resamples: int) -> dict[str, MetricValue]:
-        class_names = getattr(self._datamodule, "class_names", None)
-        if not class_names or not embedded.labels:
-            return {}
-        templates = getattr(self._datamodule, "prompt_templates", None) or DEFAULT_TEMPLATES
-        classes = class_embeddings(class_names, self._encode_captions, templates)
-        images, labels = torch.cat(embedded.images), torch.cat(embedded.labels)
-        if self.trainer.state.fn != TrainerFn.FITTING:
-            scale, shown = self.network.log_scale.item(), embedded.examples.by_row
-            self.predictions[name] = zeroshot_predictions(images, classes, labels, class_names, scale, shown)
-        return zeroshot_metrics(images, classes, labels, num_resamples=num_resamples)
 
     def _encode_captions(self, captions: list[str]) -> Tensor:
         return self.network.encode_text(self.network.tokenizer(captions).to(self.device)).float().cpu()
@@ -329,3 +338,12 @@ class ContrastiveTask(BaseTask):
         groups = embedded.loss_groups(self.global_batch_size)
         losses = [self.loss(x.to(self.device), y.to(self.device), ids.to(self.device)) for x, y, ids in groups]
         return torch.stack(losses).double().mean().item()
+
+
+def _values(found: dict[str, Evaluation], stage: str, own: str | None = None) -> dict[str, float]:
+    """Values to log: ``stage/set/metric``, and ``stage/metric`` of the set that is the stage's own."""
+    return {
+        f"{stage}/{key}" if name == own else f"{stage}/{name}/{key}": metric.value
+        for name, evaluation in found.items()
+        for key, metric in evaluation.metrics.items()
+    }

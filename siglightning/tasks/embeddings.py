@@ -9,8 +9,8 @@ from torch import Tensor
 
 from siglightning.batch import Batch
 from siglightning.evaluation import ExampleImages
+from siglightning.evaluation.collected import ids_of
 from siglightning.models import TwoTower
-from siglightning.tasks.collected import ids_of
 
 
 def embed_images(network: TwoTower, batch: Batch) -> Tensor:

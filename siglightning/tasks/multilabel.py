@@ -28,13 +28,13 @@ from siglightning.evaluation import (
     require_other_pictures,
 )
 from siglightning.evaluation.calibration_file import SavedCalibration
+from siglightning.evaluation.collected import CollectedSet, ids_of
 from siglightning.models import ImageEncoder, TwoTower
 from siglightning.optim import Schedule
 from siglightning.runtime.checkpoint import require_same_state
 from siglightning.runtime.processes import notice
 from siglightning.tasks.base import adamw
 from siglightning.tasks.classifier import ClassifierTask
-from siglightning.tasks.collected import CollectedSet, ids_of
 
 _REMEDY = (
     "Give the data a test set of its own, or a fixed temperature (`model.init_args.temperature: 4.0`) and thresholds "

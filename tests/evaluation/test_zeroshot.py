@@ -8,12 +8,16 @@ from torch.nn.functional import normalize
 
 from siglightning.evaluation import (
     DEFAULT_TEMPLATES,
+    TEMPLATES,
+    Predictions,
     class_embeddings,
     fill_templates,
+    first_of_name,
+    metrics_of_predictions,
+    templates_of,
     zeroshot_metrics,
-    zeroshot_predictions,
+    zeroshot_ranks,
 )
-from siglightning.evaluation.classification import accuracy
 
 LETTERS = "abcdefghijklmnopqrstuvwxyz {}.'"
 
@@ -66,7 +70,8 @@ def test_accuracy_equals_loop_with_ties_against_us():
 
 
 def test_top_five_of_five_classes_says_nothing_and_is_left_out():
-    assert list(zeroshot_metrics(torch.eye(5), torch.eye(5), torch.arange(5))) == ["zeroshot_acc"]
+    found = zeroshot_metrics(torch.eye(5), torch.eye(5), torch.arange(5))
+    assert list(found) == ["zeroshot_acc", "zeroshot_class_acc"]
 
 
 def test_images_of_one_class_count_one_by_one():
@@ -97,10 +102,112 @@ def test_predictions_are_the_same_answers():
     generator = torch.Generator().manual_seed(2)
     images, classes = (normalize(torch.randn(n, 8, generator=generator)) for n in (40, 6))
     labels = torch.randint(6, (40,), generator=generator)
-    shown = {3: torch.zeros(3, 4, 4, dtype=torch.uint8), 7: torch.ones(3, 4, 4, dtype=torch.uint8)}
     names = [f"class {c}" for c in range(6)]
-    found = zeroshot_predictions(images, classes, labels, names, math.log(20), shown)
-    assert accuracy(found) == pytest.approx(zeroshot_metrics(images, classes, labels)["zeroshot_acc"].value)
-    assert found.logits[5, 2].item() == pytest.approx(20 * (images[5] @ classes[2]).item(), rel=1e-5)
-    assert (found.image_rows, int(found.picture_of[7].max())) == ([3, 7], 1)
-    assert zeroshot_predictions(images, classes, labels, names, 0.0, {}).image_rows == []
+    logits = 20 * images @ classes.T
+    found = metrics_of_predictions(Predictions([str(i) for i in range(40)], logits, labels, names), 20.0)
+    assert found == zeroshot_metrics(images, classes, labels)
+    with pytest.raises(ValueError, match="needs labels, got none for 40 pictures"):
+        metrics_of_predictions(Predictions([str(i) for i in range(40)], logits, None, names), 20.0)
+
+
+def several_labels(rows, classes, generator):
+    """None to three labels a picture."""
+    labels = torch.zeros(rows, classes)
+    for row in range(rows):
+        labels[row, torch.randperm(classes, generator=generator)[: row % 4]] = 1.0
+    return labels
+
+
+def test_with_several_labels_any_of_them_is_right():
+    """The rule of ImageNet-ReaL: pictures without labels are left out, and the best class may be any of the labels."""
+    g = torch.Generator().manual_seed(3)
+    images, classes = (normalize(torch.randn(n, 5, generator=g, dtype=torch.float64)) for n in (60, 9))
+    labels = several_labels(60, 9, g)
+    top1 = top5 = count = 0
+    chance1 = chance5 = 0.0
+    for image, own in zip(images.tolist(), labels.tolist(), strict=True):
+        true = [c for c in range(9) if own[c]]
+        if not true:
+            continue
+        scores = [sum(a * b for a, b in zip(image, row, strict=True)) for row in classes.tolist()]
+        order = sorted(range(9), key=lambda c: -scores[c])
+        top1, top5 = top1 + (order[0] in true), top5 + any(c in true for c in order[:5])
+        chance1 += len(true) / 9
+        chance5 += 1 - math.comb(9 - len(true), 5) / math.comb(9, 5)
+        count += 1
+    got = zeroshot_metrics(images, classes, labels, chunk_size=7)
+    assert list(got) == ["zeroshot_acc", "zeroshot_acc@5"]
+    assert (got["zeroshot_acc"].value, got["zeroshot_acc@5"].value) == pytest.approx((top1 / 45, top5 / 45), abs=1e-12)
+    chances = (got["zeroshot_acc"].chance, got["zeroshot_acc@5"].chance)
+    assert chances == pytest.approx((chance1 / count, chance5 / count), abs=1e-12)
+    assert got["zeroshot_acc"].count == count == 45
+
+
+def test_accuracies_are_those_of_torchmetrics_and_scikit_learn():
+    from sklearn.metrics import balanced_accuracy_score, top_k_accuracy_score
+    from torchmetrics.functional.classification import multiclass_accuracy
+
+    g = torch.Generator().manual_seed(4)
+    images, classes = (normalize(torch.randn(n, 6, generator=g, dtype=torch.float64)) for n in (300, 8))
+    labels = torch.randint(8, (300,), generator=g).clamp(max=6)  # the last class has no pictures
+    scores = images @ classes.T
+    got = {name: value.value for name, value in zeroshot_metrics(images, classes, labels).items()}
+    micro = {k: multiclass_accuracy(scores, labels, 8, average="micro", top_k=k).item() for k in (1, 5)}
+    # torchmetrics divides in fp32
+    assert (got["zeroshot_acc"], got["zeroshot_acc@5"]) == pytest.approx((micro[1], micro[5]), abs=1e-7)
+    theirs = [top_k_accuracy_score(labels, scores, k=k, labels=range(8)) for k in (1, 5)]
+    assert [got["zeroshot_acc"], got["zeroshot_acc@5"]] == pytest.approx(theirs, abs=1e-12)
+    balanced = balanced_accuracy_score(labels, scores.argmax(1))
+    assert got["zeroshot_class_acc"] == pytest.approx(balanced, abs=1e-12)
+
+
+def test_equal_class_names_are_answered_by_the_first_as_argmax_does():
+    """ImageNet has ``missile`` and ``sunglasses`` twice: half of their pictures can never be right, anywhere."""
+    names = ["cat", "missile", "dog", "missile", "owl", "missile"]
+    embeds = class_embeddings(names, encode_letters, ["a {}", "{}"], allow_repeated=True)
+    assert torch.equal(embeds[1], embeds[3])
+    g = torch.Generator().manual_seed(5)
+    labels = torch.randint(6, (200,), generator=g)
+    images = normalize(embeds[labels] + 0.3 * torch.randn(200, embeds.shape[1], generator=g, dtype=torch.float64))
+    logits = images @ embeds.T
+    argmax = (logits.argmax(1) == labels).double().mean().item()
+    twins = first_of_name(names)
+    assert twins == [0, 1, 2, 1, 4, 1]
+    assert (zeroshot_ranks(logits, labels, 1e-9, twins) <= 1).double().mean().item() == argmax
+    assert (zeroshot_ranks(logits, labels, 1e-9) <= 1).double().mean().item() < argmax  # against us, without the names
+    several = torch.zeros(3, 6)
+    several[0, 1] = several[1, 3] = several[2, [1, 3]] = 1  # the first, the later one, both: best is column 1
+    assert zeroshot_ranks(embeds[[1, 1, 1]] @ embeds.T, several, 1e-9, twins).tolist() == [1, 2, 1]
+    found = metrics_of_predictions(Predictions([str(i) for i in range(200)], logits, labels, names), 1.0)
+    assert found["zeroshot_acc"].value == argmax
+
+
+def test_published_example_of_big_vision():
+    """Its discriminative_classifier_test: class c of five at angle c / 10, each picture at its class's angle."""
+
+    def encode(prompts):
+        angles = torch.tensor([float(prompt.rpartition("_")[2]) for prompt in prompts], dtype=torch.float64) / 10
+        return torch.stack([angles.cos(), angles.sin()], dim=1)
+
+    classes = class_embeddings([f"test_class_{i}" for i in range(5)], encode, ["test prompt 1 {}", "test prompt 2 {}"])
+    labels = torch.arange(5).repeat(4)
+    found = zeroshot_metrics(encode([f"test_class_{i}" for i in labels.tolist()]), classes, labels)
+    assert found["zeroshot_acc"].value == 1.0
+    averaged = class_embeddings(["x"], lambda prompts: torch.tensor([[2.0, 2.0]], dtype=torch.float64), ["{}"])
+    torch.testing.assert_close(averaged, torch.full((1, 2), 2**-0.5, dtype=torch.float64))
+
+
+def test_templates_have_names():
+    """Numbers of templates are those of the CLIP paper's evaluation; every one can be filled."""
+    counts = {"names": 1, "photo": 1, "imagenet": 80, "imagenet_simple": 7, "cifar": 18, "pets": 1}
+    assert {name: len(templates_of(name)) for name in TEMPLATES} == counts
+    for name in TEMPLATES:
+        prompts = fill_templates("tench", templates_of(name))
+        assert len(set(prompts)) == counts[name]
+        assert all("tench" in prompt for prompt in prompts)
+    assert "itap of a tench." in fill_templates("tench", templates_of("imagenet_simple"))
+    assert templates_of("cifar")[:2] == ["a photo of a {}.", "a blurry photo of a {}."]
+    assert templates_of("cifar")[-1] == "a photo of the big {}."
+    assert templates_of("a {} seen from above") == ["a {} seen from above"]
+    with pytest.raises(ValueError, match=r"one of the names names, photo, imagenet, .* got 'imagnet'"):
+        templates_of("imagnet")

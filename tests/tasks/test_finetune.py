@@ -11,6 +11,7 @@ from torch.nn import functional
 from torchmetrics.functional.classification import multilabel_average_precision
 
 from siglightning.callbacks import SampleWriter
+from siglightning.evaluation.collected import CollectedSet
 from siglightning.losses.classification import ClassificationLoss
 from siglightning.models import ImageEncoder, TowerConfig
 from siglightning.models.layers import tower_layers
@@ -19,7 +20,6 @@ from siglightning.optim import GroupRule, Schedule
 from siglightning.runtime.checkpoint import AtomicCheckpointIO
 from siglightning.runtime.run_checkpoint import RunCheckpoint
 from siglightning.tasks import FineTuneTask
-from siglightning.tasks.collected import CollectedSet
 from siglightning.tasks.objective import Objective
 from siglightning.tasks.unfreezing import LastBlocks, first_epochs, still_frozen
 

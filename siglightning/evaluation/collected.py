@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor
@@ -71,8 +72,8 @@ class CollectedSet:
 
     def without_repeats(self) -> "CollectedSet":
         """The set without rows whose key and labels have both come before."""
-        labels = torch.cat(self.labels).tolist() if self.labels else [None] * len(self.ids)
-        pairs = [(key, str(label)) for key, label in zip(self.ids, labels, strict=True)]
+        labels = torch.cat(self.labels).numpy() if self.labels else np.empty((len(self.ids), 0))
+        pairs = [(key, label.tobytes()) for key, label in zip(self.ids, labels, strict=True)]
         first = {pair: row for row, pair in reversed(list(enumerate(pairs)))}
         if not self.has_ids or len(first) == len(pairs):
             return self
