@@ -26,6 +26,7 @@ from siglightning.data import (
     FolderDataModule,
     HuggingFaceDataModule,
     HumanActionDataModule,
+    ImageNetTestDataModule,
     LitDataDataModule,
     Members,
     MillionAidDataModule,
@@ -49,11 +50,13 @@ class Kind:
         open: writes it below a folder, and opens it.
         captions: whether samples have captions of their own, not only those that templates make of classes.
         labels: how many a sample has.
+        trains: whether a task may train on it.
     """
 
     open: Callable[[Path], BaseDataModule]
     captions: bool = False
     labels: Literal["none", "one", "several"] = "none"
+    trains: bool = True
 
 
 def folder(root):
@@ -149,6 +152,11 @@ def cifar(name):
     return opened
 
 
+def imagenet_a(root):
+    write_imagenet(root)
+    return ImageNetTestDataModule("imagenet_a", str(root / "train"), templates="names", **SIZES)
+
+
 KINDS = {
     "synthetic": Kind(lambda root: SyntheticDataModule(24, 8, 8, **SIZES), True, "one"),
     "collages": Kind(lambda root: CollageDataModule("all", 24, 8, 8, **SIZES), labels="several"),
@@ -184,4 +192,5 @@ KINDS = {
     "Oxford Pets": Kind(torchvision("OxfordIIITPet", write_pets, global_batch_size=3), labels="one"),
     "EuroSAT": Kind(torchvision("EuroSAT", write_eurosat), labels="one"),
     "ImageNet": Kind(torchvision("ImageNet", write_imagenet), labels="one"),
+    "ImageNet-A": Kind(imagenet_a, labels="one", trains=False),
 }

@@ -9,6 +9,7 @@ from siglightning.data.sources.files import FilesSource
 from siglightning.data.sources.folder import FolderDataModule, FolderSource
 from siglightning.data.sources.hugging_face import HuggingFaceDataModule, HuggingFaceSource
 from siglightning.data.sources.human_action import HUMAN_ACTIONS, HumanActionDataModule
+from siglightning.data.sources.imagenet_family import ImageNetTestDataModule, ObjectNetSource
 from siglightning.data.sources.litdata import LitDataDataModule, LitDataSource
 from siglightning.data.sources.members import Members
 from siglightning.data.sources.million_aid import (
@@ -44,11 +45,13 @@ __all__ = [
     "HuggingFaceDataModule",
     "HuggingFaceSource",
     "HumanActionDataModule",
+    "ImageNetTestDataModule",
     "LitDataDataModule",
     "LitDataSource",
     "Members",
     "MillionAidDataModule",
     "MillionAidSource",
+    "ObjectNetSource",
     "PicturesDataModule",
     "SyntheticDataModule",
     "SyntheticSource",

@@ -19,6 +19,8 @@ from typing_extensions import override
 from siglightning.data.map_style_module import MapStyleDataModule, Parts
 from siglightning.data.source import RawSample, Source, digest
 from siglightning.data.sources.files import FilesSource
+from siglightning.data.sources.wordnet import names_of_numbers
+from siglightning.evaluation.prompts import Templates
 
 SetName = Literal["CIFAR10", "CIFAR100", "OxfordIIITPet", "EuroSAT", "FashionMNIST", "ImageNet"]
 
@@ -102,7 +104,7 @@ class TorchvisionDataModule(MapStyleDataModule):
         name: SetName,
         root: str,
         download: bool = False,
-        templates: Sequence[str] | None = None,
+        templates: Templates | None = None,
         **others: Any,
     ) -> None:
         if name not in _SETS:
@@ -195,25 +197,10 @@ def _open_eurosat(root: Path) -> Parts:
 def _open_imagenet(root: Path) -> Parts:
     def part(split: str) -> FilesSource:
         found = datasets.ImageFolder(root / split)
-        names = _imagenet_names(found.classes, found.root)
-        return _files(found.root, [path for path, _ in found.samples], found.targets, names)
+        names = names_of_numbers(found.classes, found.root)
+        return _files(found.root, [path for path, _ in found.samples], found.targets, list(names.values()))
 
     return Parts(part("train"), part("val"))
-
-
-def _imagenet_names(numbers: Sequence[str], folder: str) -> list[str]:
-    """What is called by the WordNet numbers, such as ``n01440764``, that ImageNet's folders have for names."""
-    from open_clip import IMAGENET_CLASSNAMES
-    from timm.data import ImageNetInfo
-
-    names = dict(zip(ImageNetInfo("imagenet-1k").label_names(), IMAGENET_CLASSNAMES, strict=True))
-    strange = [number for number in numbers if number not in names]
-    if strange:
-        raise ValueError(
-            f"Expected folders named by ImageNet's 1,000 WordNet numbers, such as n01440764, in {folder}, got "
-            f"{', '.join(strange[:3])}{' ...' if len(strange) > 3 else ''}. FolderDataModule reads classes of any name."
-        )
-    return [names[number] for number in numbers]
 
 
 def _files(
