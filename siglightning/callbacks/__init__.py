@@ -1,6 +1,7 @@
 """What accompanies a run: monitors, progress, figures, and the table at the end."""
 
 from siglightning.callbacks.calibration import CalibrationWriter
+from siglightning.callbacks.class_accuracy import ClassAccuracy
 from siglightning.callbacks.class_pictures import ClassPictures
 from siglightning.callbacks.collapse import CollapseAlarm
 from siglightning.callbacks.epoch_table import EpochTable
@@ -20,6 +21,7 @@ from siglightning.callbacks.throughput import ThroughputMonitor
 
 __all__ = [
     "CalibrationWriter",
+    "ClassAccuracy",
     "ClassPictures",
     "CollapseAlarm",
     "EpochTable",

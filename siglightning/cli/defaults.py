@@ -9,6 +9,7 @@ from lightning.pytorch.callbacks import ProgressBar
 
 from siglightning.callbacks import (
     CalibrationWriter,
+    ClassAccuracy,
     ClassPictures,
     CollapseAlarm,
     EpochTable,
@@ -44,6 +45,7 @@ def default_callbacks(configured: Sequence[Callback], *, progress_bar: bool) -> 
         FigureWriter,
         SampleWriter,
         RetrievalReport,
+        ClassAccuracy,
         ReliabilityFigures,
         LabelCards,
         HardestNegatives,
