@@ -11,6 +11,7 @@ from siglightning.callbacks.label_cards import LabelCards
 from siglightning.callbacks.memory import MemoryMonitor
 from siglightning.callbacks.model_record import ModelRecord
 from siglightning.callbacks.predictions import PredictionWriter
+from siglightning.callbacks.probes import ProbeEvaluation
 from siglightning.callbacks.progress import RunProgressBar
 from siglightning.callbacks.reliability import ReliabilityFigures
 from siglightning.callbacks.retrieval_page import RetrievalReport
@@ -31,6 +32,7 @@ __all__ = [
     "MemoryMonitor",
     "ModelRecord",
     "PredictionWriter",
+    "ProbeEvaluation",
     "ReliabilityFigures",
     "RetrievalReport",
     "RunProgressBar",
