@@ -6,7 +6,7 @@ publishes an :class:`InputSpec` that tells the data module what size and which t
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TypedDict
+from typing import Literal, TypedDict
 
 from torch import Tensor
 
@@ -40,6 +40,27 @@ class Batch(TypedDict, total=False):
 
 
 @dataclass(frozen=True)
+class Resizing:
+    """How a picture becomes a square when it is evaluated; a tower's checkpoint says what it was trained with.
+
+    Attributes:
+        crop: ``None`` squashes the picture. A number makes its shorter side ``image_size / crop`` pixels long and cuts
+            the square out of the middle: 1 for CLIP.
+        interpolation: ``bicubic`` or ``bilinear``, both with antialiasing.
+        rounding: of half a pixel when the middle is cut out: ``even`` as torchvision and open_clip do, or ``down`` as
+            transformers does.
+    """
+
+    crop: float | None = None
+    interpolation: Literal["bicubic", "bilinear"] = "bicubic"
+    rounding: Literal["even", "down"] = "even"
+
+    def __post_init__(self) -> None:
+        if self.crop is not None and not 0 < self.crop <= 1:
+            raise ValueError(f"`crop` must lie above 0 and at most at 1, or be None to squash; got {self.crop}.")
+
+
+@dataclass(frozen=True)
 class InputSpec:
     """What a model wants of its inputs, published by a task as ``task.input_spec``.
 
@@ -48,11 +69,13 @@ class InputSpec:
         tokenizer: maps captions to int64 token ids ``[n, context_length]``; ``None`` when the model reads no text.
         feature_keys: what identifies the features of each frozen tower, ``image`` and ``text``: weights and
             preprocessing. Features that were stored under another key are not this model's.
+        resizing: how pictures become squares of ``image_size`` in evaluation.
     """
 
     image_size: int
     tokenizer: Callable[[Sequence[str]], Tensor] | None
     feature_keys: Callable[[], Mapping[str, str]] | None = None
+    resizing: Resizing = Resizing()
 
 
 @dataclass(frozen=True)

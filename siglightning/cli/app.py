@@ -113,7 +113,7 @@ class SigCLI(LightningCLI):
             "--init_from",
             type=str | None,
             default=None,
-            help="Run directory or checkpoint whose weights a new run begins with; a resumed run has its own.",
+            help="Run, checkpoint or model of another library: a new run begins with it, or it is evaluated.",
         )
         parser.add_argument(
             "--examples_seen",
@@ -238,6 +238,8 @@ class SigCLI(LightningCLI):
             notice("Evaluating the model as it is built, as --resume never says.")
             return None
         folder = RunDir(Path(config.run_dir)).checkpoints
+        if config.init_from is not None and not folder.is_dir():
+            return None  # a new run's first weights are evaluated
         best = best_intact(folder)
         if best is not None:
             notice(f"Evaluating {best}, the best of the run")

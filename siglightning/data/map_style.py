@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from typing_extensions import override
 
+from siglightning.batch import Resizing
 from siglightning.data.bad_samples import BadSampleLog
 from siglightning.data.collate import Sample
 from siglightning.data.dataset import SampleDataset, of_one_epoch, with_colours
@@ -19,7 +20,7 @@ from siglightning.data.images import BadSampleError, ImageLimits, decode
 from siglightning.data.matching import match_number
 from siglightning.data.sampler import SampleKey
 from siglightning.data.source import RawSample, Samples, Source
-from siglightning.data.transforms import Augmentation, augment, resize
+from siglightning.data.transforms import SQUASH, Augmentation, augment, resize
 
 _MAX_CHARACTERS = 10_000  # of a caption; no context is as long, and tokenizers slow down with length
 MAX_SUBSTITUTES = 100  # one after the other, before nothing seems to be of use
@@ -36,6 +37,7 @@ class Preparation:
         seed: of the run, for augmentation and the choice of captions.
         limits: of the size of pictures.
         language_shares: how often a caption is drawn in each language, for captions in several.
+        resizing: how pictures become squares where they are not augmented.
     """
 
     image_size: int
@@ -44,6 +46,7 @@ class Preparation:
     seed: int = 0
     limits: ImageLimits = field(default_factory=ImageLimits)
     language_shares: Mapping[str, float] = field(default_factory=dict)
+    resizing: Resizing = SQUASH
 
 
 class PreparedDataset(SampleDataset):
@@ -99,7 +102,7 @@ class PreparedDataset(SampleDataset):
     def _images(self, images: Iterable[Tensor], epoch: int, index: NDArray[np.int64]) -> tuple[Tensor, Tensor | None]:
         want = self.preparation
         if want.augmentation is None:
-            return resize(images, want.image_size), None
+            return resize(images, want.image_size, want.resizing), None
         return augment(images, want.image_size, want.augmentation, seed=want.seed, epoch=epoch, index=index)
 
     def _sample(self, key: str, raw: RawSample, image: Tensor, numbers: NDArray[np.float64]) -> Sample:

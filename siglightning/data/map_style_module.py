@@ -108,7 +108,7 @@ class MapStyleDataModule(BaseDataModule):
             train_rows = _few(parts.train, train_rows, self.shots, self.split_seed)
         self._tell_absent_classes(parts, train_rows, val_rows)
         self._train_source, self._train_rows = parts.train, train_rows
-        evaluation = Preparation(spec.image_size, self.prompt_templates, limits=self.limits)
+        evaluation = Preparation(spec.image_size, self.prompt_templates, limits=self.limits, resizing=spec.resizing)
         training = Preparation(
             spec.image_size,
             self.prompt_templates,

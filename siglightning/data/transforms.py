@@ -16,8 +16,10 @@ from torch import Tensor
 from torch.nn import functional
 from torchvision.transforms import v2
 
+from siglightning.batch import Resizing
 from siglightning.data.draws import uniform
 
+SQUASH = Resizing()
 _PREFILTER_ABOVE = 1.5  # source side over target side; beyond it bilinear sampling would alias
 
 
@@ -92,17 +94,19 @@ def augment(
     return placed, _draw_colour(draws[:, 6:], augmentation) if augmentation.varies_colour else None
 
 
-def resize(images: Iterable[Tensor], size: int) -> Tensor:
-    """Squashes pictures to ``size x size``, bicubic with antialiasing; a picture of that size stays as it is.
+def resize(images: Iterable[Tensor], size: int, resizing: Resizing = SQUASH) -> Tensor:
+    """Makes pictures squares of ``size x size``, with antialiasing; a picture of the right size stays as it is.
 
     Args:
         images: B pictures, uint8 ``[3, H, W]``.
         size: side of the result, in pixels.
+        resizing: how; by default they are squashed, bicubic.
 
     Returns:
         uint8 ``[B, 3, size, size]``.
     """
-    return _stack([_resize_one(image, size) for image in images], size)
+    one = _resize_one if resizing.crop is None else _resize_and_cut
+    return _stack([one(image, size, resizing) for image in images], size)
 
 
 def _stack(images: Sequence[Tensor], size: int) -> Tensor:
@@ -113,10 +117,26 @@ def _stack(images: Sequence[Tensor], size: int) -> Tensor:
     return batch
 
 
-def _resize_one(image: Tensor, size: int) -> Tensor:
-    if image.shape[1:] == (size, size):
+def _resize_one(image: Tensor, size: int, resizing: Resizing = SQUASH) -> Tensor:
+    return _interpolate(image, (size, size), resizing)
+
+
+def _resize_and_cut(image: Tensor, size: int, resizing: Resizing) -> Tensor:
+    """The middle of the picture, whose shorter side was made a little longer than ``size``, or as long."""
+    assert resizing.crop is not None
+    shorter, (height, width) = max(size, round(size / resizing.crop)), image.shape[1:]
+    longer = int(shorter * max(height, width) / min(height, width))
+    sides = (longer, shorter) if height > width else (shorter, longer)
+    middle = round if resizing.rounding == "even" else math.floor
+    top, left = (middle((side - size) / 2) for side in sides)
+    return _interpolate(image, sides, resizing)[:, top : top + size, left : left + size]
+
+
+def _interpolate(image: Tensor, sides: tuple[int, int], resizing: Resizing) -> Tensor:
+    if tuple(image.shape[1:]) == sides:
         return image
-    resized: Tensor = v2.functional.resize(image, [size, size], v2.InterpolationMode.BICUBIC, antialias=True)
+    mode = v2.InterpolationMode(resizing.interpolation)
+    resized: Tensor = v2.functional.resize(image, list(sides), mode, antialias=True)
     return resized
 
 

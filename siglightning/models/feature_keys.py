@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from siglightning.batch import Resizing
 from siglightning.models.tokenizers import Tokenizer
 from siglightning.models.towers import ImageTower, TextTower
 
@@ -24,11 +25,13 @@ _PROBES = (  # captions on which tokenizers differ: case, punctuation, accents, 
 
 
 def image_key(tower: ImageTower) -> str:
-    """Identity of an image tower's features, 16 hexadecimal digits: weights, size of the input, mean and deviation.
+    """Identity of an image tower's features, 16 hexadecimal digits: weights, and how pictures are prepared.
 
     Tokens that a tower leaves out in evaluation, the mode in which features are stored, belong to it as well.
     """
     preparation: list[Any] = [tower.image_size, list(tower.mean), list(tower.std)]
+    if tower.resizing != Resizing():
+        preparation.append(asdict(tower.resizing))
     if tower.saliency is not None and tower.saliency.applies(training=False):
         preparation.append(asdict(tower.saliency))
     return _digest(tower, preparation)

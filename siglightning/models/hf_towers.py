@@ -1,20 +1,16 @@
 """Image and text towers from transformers: two-tower models (SigLIP, CLIP) or single encoders, by name or folder."""
 
-import json
+import math
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModel
-from transformers.utils import cached_file
+from transformers import AutoModel
 
+from siglightning.models.hf_checkpoints import TWO_TOWER_TYPES, create_model, read_preparation, read_settings
+from siglightning.models.positions import load_resized
 from siglightning.models.towers import (
-    HALF_MEAN,
-    HALF_STD,
-    IMAGENET_MEAN,
-    IMAGENET_STD,
     ImageTower,
     TextTower,
     TowerConfig,
@@ -23,11 +19,7 @@ from siglightning.models.towers import (
 )
 from siglightning.models.vit_parts import VitBlock, VitParts, attention_received, readable
 
-TWO_TOWER_TYPES = ("siglip", "clip")
 _ALIKE = 64  # captions of like length that are encoded together
-# Constants of CLIP's preprocessing, as in transformers' OPENAI_CLIP_MEAN and OPENAI_CLIP_STD.
-CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
-_NORMALISATION = {"siglip": (HALF_MEAN, HALF_STD), "clip": (CLIP_MEAN, CLIP_STD)}
 
 
 class HfImageTower(ImageTower):
@@ -67,6 +59,28 @@ class HfImageTower(ImageTower):
                 return _vit_parts(trunk)
             case other:
                 raise no_patch_tokens(f"a model of type {other!r}")
+
+
+class HfNaflexTower(HfImageTower):
+    """The image half of SigLIP 2 NaFlex, which takes pictures of any size in whole patches.
+
+    Its positions are resized to the grid of each picture by the model itself.
+    """
+
+    def plain_features(self, image: Tensor) -> Tensor:
+        """Features ``[B, width]`` of normalised pictures ``[B, 3, H, W]``; the patch must divide both sides."""
+        side = int(self.trunk.config.patch_size)  # type: ignore[union-attr, arg-type]  # transformers is untyped
+        batch, channels, high, wide = image.shape
+        grid = (high // side, wide // side)
+        patches = image.reshape(batch, channels, grid[0], side, grid[1], side).permute(0, 2, 4, 3, 5, 1)
+        patches = patches.reshape(batch, grid[0] * grid[1], -1)
+        output = self.trunk(
+            pixel_values=patches,
+            pixel_attention_mask=torch.ones(patches.shape[:2], dtype=torch.long, device=image.device),
+            spatial_shapes=torch.tensor([grid] * batch),  # on the CPU, where the model asks for the numbers
+        )
+        features: Tensor = self.projection(output.pooler_output)
+        return features
 
 
 class HfTextTower(TextTower):
@@ -113,24 +127,54 @@ class HfTextTower(TextTower):
 
 
 def hf_image_tower(config: TowerConfig, image_size: int | None) -> HfImageTower:
-    """Build the image part of ``hf:NAME``; see :func:`siglightning.models.towers.build_image_tower`."""
-    settings = _settings(config)
+    """Build the image part of ``hf:NAME``; see :func:`siglightning.models.towers.build_image_tower`.
+
+    Weights for another image size keep everything but their position embeddings, which are resized.
+    """
+    settings = read_settings(config)
+    if image_size in (None, _own_size(settings, config.name)):
+        return _image_tower(config, settings, create_model(config, settings))
+    if settings.model_type == "siglip2":
+        tower = _image_tower(config, settings, create_model(config, settings))
+        tower.image_size = _whole_patches(int(settings.vision_config.patch_size), image_size, config.name)
+        return tower
+    resized = read_settings(config)
+    (resized.vision_config if resized.model_type in TWO_TOWER_TYPES else resized).image_size = image_size
+    tower = _image_tower(config, resized, AutoModel.from_config(resized))
+    if config.pretrained:
+        load_resized(tower, _image_tower(config, settings, create_model(config, settings)).state_dict())
+    return tower
+
+
+def _image_tower(config: TowerConfig, settings: Any, model: Any) -> HfImageTower:
     kind = settings.model_type
-    vision = settings.vision_config if kind in TWO_TOWER_TYPES else settings
-    if image_size is not None:
-        vision.image_size = image_size
-    side = square_side(getattr(vision, "image_size", None) or 224, config.name)
-    model = _create(config, settings)
+    side = _own_size(settings, config.name)
     if kind in TWO_TOWER_TYPES:
         projection = getattr(model, "visual_projection", None)
-        width = settings.projection_dim if projection is not None else vision.hidden_size
-        tower = HfImageTower(model.vision_model, projection, width, side)
+        width = settings.projection_dim if projection is not None else settings.vision_config.hidden_size
+        make = HfNaflexTower if kind == "siglip2" else HfImageTower
+        tower = make(model.vision_model, projection, width, side)
         tower.joint_space = config.name
     else:
-        width = getattr(vision, "hidden_size", None) or vision.hidden_sizes[-1]
+        width = getattr(settings, "hidden_size", None) or settings.hidden_sizes[-1]
         tower = HfImageTower(model, None, width, side)
-    tower.mean, tower.std = _normalisation(config, kind)
+    tower.mean, tower.std, tower.resizing = read_preparation(config, kind)
     return tower
+
+
+def _own_size(settings: Any, name: str) -> int:
+    """Side of the pictures that a model was made for; of NaFlex, which takes any, the square with as many patches."""
+    if settings.model_type == "siglip2":
+        vision = settings.vision_config
+        return math.isqrt(vision.num_patches) * int(vision.patch_size)
+    vision = settings.vision_config if settings.model_type in TWO_TOWER_TYPES else settings
+    return square_side(getattr(vision, "image_size", None) or 224, name)
+
+
+def _whole_patches(patch: int, image_size: int | None, name: str) -> int:
+    if not image_size or image_size % patch:
+        raise ValueError(f"Tower {name!r} has patches of {patch} pixels; image_size {image_size} is no multiple of it.")
+    return image_size
 
 
 def _block(layer: Any, norm: str, attention: str) -> VitBlock:
@@ -168,13 +212,13 @@ def _vit_parts(trunk: Any) -> VitParts:
 
 def hf_text_tower(config: TowerConfig, context_length: int | None) -> HfTextTower:
     """Build the text part of ``hf:NAME``; see :func:`siglightning.models.towers.build_text_tower`."""
-    settings = _settings(config)
+    settings = read_settings(config)
     two_tower = settings.model_type in TWO_TOWER_TYPES
     text = settings.text_config if two_tower else settings
     longest = int(text.max_position_embeddings)
     if context_length is not None and context_length > longest:
         raise ValueError(f"Tower {config.name!r} reads at most {longest} tokens, got context_length {context_length}.")
-    model = _create(config, settings)
+    model = create_model(config, settings)
     if two_tower:
         projection = getattr(model, "text_projection", None)
         tower = HfTextTower(model.text_model, projection, mask_padding=False)
@@ -189,54 +233,3 @@ def hf_text_tower(config: TowerConfig, context_length: int | None) -> HfTextTowe
     tower.pad_id = int(text.pad_token_id or 0)
     tower.default_tokenizer = f"hf:{config.model}"
     return tower
-
-
-def _settings(config: TowerConfig) -> Any:
-    """The transformers config of a name or folder, with ``kwargs`` applied.
-
-    Raises:
-        ValueError: no such folder, hub unreachable, or a model type whose towers cannot be told apart.
-    """
-    if config.model.startswith((".", "/", "~")) and not Path(config.model).expanduser().is_dir():
-        raise ValueError(f"Tower {config.name!r}: no folder {config.model!r}; give one that holds config.json.")
-    try:
-        settings = AutoConfig.from_pretrained(config.model, **config.kwargs)
-    except (OSError, ValueError) as error:
-        reason = str(error).strip().partition("\n")[0]
-        raise ValueError(
-            f"Tower {config.name!r} could not be loaded from a folder or the Hugging Face hub ({reason}). "
-            "Check the name and the connection, or give the path of a downloaded copy."
-        ) from error
-    if hasattr(settings, "vision_config") and settings.model_type not in TWO_TOWER_TYPES:
-        raise ValueError(
-            f"Tower {config.name!r} is of type {settings.model_type!r}; "
-            f"of the two-tower models only {', '.join(TWO_TOWER_TYPES)} are supported."
-        )
-    return settings
-
-
-def _create(config: TowerConfig, settings: Any) -> Any:
-    if not config.pretrained:
-        return AutoModel.from_config(settings)
-    source = config.model if config.pretrained is True else config.pretrained
-    try:
-        return AutoModel.from_pretrained(source, config=settings, dtype=torch.float32)
-    except (OSError, RuntimeError, ValueError) as error:
-        reason = str(error).strip().partition("\n")[0]
-        raise ValueError(
-            f"No weights for tower {config.name!r} in {source!r} ({reason}). "
-            "Give a folder with weights, or `pretrained: false` to start at random."
-        ) from error
-
-
-def _normalisation(config: TowerConfig, kind: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and standard deviation from the checkpoint's preprocessor file, else those of its model type."""
-    default = _NORMALISATION.get(kind, (IMAGENET_MEAN, IMAGENET_STD))
-    try:
-        path = cached_file(config.model, "preprocessor_config.json", _raise_exceptions_for_missing_entries=False)
-    except OSError:
-        path = None
-    if path is None:
-        return default
-    file = json.loads(Path(path).read_text(encoding="utf-8"))
-    return tuple(file.get("image_mean", default[0])), tuple(file.get("image_std", default[1]))

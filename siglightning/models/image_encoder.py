@@ -26,6 +26,7 @@ class ImageEncoder(nn.Module):
 
     Attributes:
         image_size: side of the square input, in pixels.
+        resizing: how pictures become squares in evaluation.
         tokenizer: ``None``, since no text is read.
 
     Raises:
@@ -56,7 +57,7 @@ class ImageEncoder(nn.Module):
             add_lora(self.image_tower, lora)
         if saliency is not None:
             self.image_tower = with_saliency(self.image_tower, saliency)
-        self.image_size = self.image_tower.image_size
+        self.image_size, self.resizing = self.image_tower.image_size, self.image_tower.resizing
         self.micro_batch_size = micro_batch_size
         self._frozen: list[nn.Module] = [self.image_tower] if freeze_image else []
         self._slice_seeds: SliceSeeds | None = None

@@ -1,6 +1,7 @@
 """Image and text towers from open_clip: built-in names, hub or folder schemas, or a local JSON config."""
 
 import json
+from collections.abc import Mapping
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -11,6 +12,7 @@ from open_clip.timm_model import TimmModel
 from open_clip.transformer import VisionTransformer
 from torch import Tensor, nn
 
+from siglightning.batch import Resizing
 from siglightning.models.timm_towers import timm_vit_parts
 from siglightning.models.towers import (
     ImageTower,
@@ -34,6 +36,7 @@ class OpenClipImageTower(ImageTower):
         self.width = width
         self.image_size = square_side(image_size, name)
         self.mean, self.std = tuple(preprocess["mean"]), tuple(preprocess["std"])
+        self.resizing = resizing_of(preprocess)
         self.joint_space = name
 
     def plain_features(self, image: Tensor) -> Tensor:
@@ -50,6 +53,13 @@ class OpenClipImageTower(ImageTower):
         if isinstance(visual, VisionTransformer):
             return _vit_parts(visual)
         raise no_patch_tokens(f"open_clip's {type(visual).__name__}")
+
+
+def resizing_of(preprocess: Mapping[str, Any]) -> Resizing:
+    """As open_clip prepares pictures; a padded one (``longest``) is squashed instead."""
+    is_bilinear = preprocess.get("interpolation") == "bilinear"
+    is_cut = preprocess.get("resize_mode") == "shortest"
+    return Resizing(1.0 if is_cut else None, "bilinear" if is_bilinear else "bicubic")
 
 
 def _vit_parts(visual: Any) -> VitParts:
@@ -97,14 +107,14 @@ class OpenClipTextTower(TextTower):
 def open_clip_image_tower(config: TowerConfig, image_size: int | None) -> OpenClipImageTower:
     """Build the image half of ``open_clip:NAME``; see :func:`siglightning.models.towers.build_image_tower`."""
     force = {} if image_size is None else {"force_image_size": image_size}
-    model = _create(config, force)
+    model = create_model(config, force)
     return OpenClipImageTower(model.visual, config.name, int(model.text.output_dim))
 
 
 def open_clip_text_tower(config: TowerConfig, context_length: int | None) -> OpenClipTextTower:
     """Build the text half of ``open_clip:NAME``; see :func:`siglightning.models.towers.build_text_tower`."""
     force = {} if context_length is None else {"force_context_length": context_length}
-    model = _create(config, force)
+    model = create_model(config, force)
     length = int(model.context_length)
     return OpenClipTextTower(model.text, config.name, config.model, length)
 
@@ -140,7 +150,16 @@ def _register(path: Path) -> str:
     return path.stem
 
 
-def _create(config: TowerConfig, force: dict[str, Any]) -> Any:
+def create_model(config: TowerConfig, force: dict[str, Any]) -> Any:
+    """The open_clip model that a tower is a half of.
+
+    Args:
+        config: name and weights.
+        force: arguments of ``open_clip.create_model`` that go before those of the config.
+
+    Raises:
+        ValueError: unknown names, weights that cannot be had, or a model without a plain text tower.
+    """
     name = resolve_model_name(config.model)
     tag = _weights(name, config.pretrained)
     try:

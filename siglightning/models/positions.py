@@ -2,6 +2,7 @@
 
 import math
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from torch import Tensor, nn
@@ -81,3 +82,34 @@ def resize_positions(table: Tensor, old: int, side: int) -> Tensor:
     prefix = rows.shape[1] - old**2
     resized: Tensor = resample_abs_pos_embed(rows, [side, side], [old, old], num_prefix_tokens=prefix)
     return resized.reshape(*table.shape[:-2], -1, table.shape[-1])
+
+
+def resize_tables(wanted: Mapping[str, Tensor], given: dict[str, Tensor], grid: PatchGrid) -> list[str]:
+    """Bring the tables of positions among ``given`` weights to the sizes of those ``wanted``, in place.
+
+    Args:
+        wanted: an image tower's weights.
+        given: those of another size of it, by the same names.
+        grid: the patches of the tower.
+
+    Returns:
+        Which were resized, and from what to what.
+    """
+    resized = []
+    for name, tensor in wanted.items():
+        table = given.get(name)
+        if table is None or table.shape == tensor.shape or not is_position_table(name):
+            continue
+        before = old_side(table, tensor, grid.side)
+        if before is not None:
+            given[name] = resize_positions(table, before, grid.side)
+            resized.append(f"{name}, {before} x {before} to {grid.side} x {grid.side} patches")
+    return resized
+
+
+def load_resized(tower: ImageTower, weights: dict[str, Tensor]) -> None:
+    """Load the weights of a tower that was made for pictures of another size."""
+    grid = PatchGrid.of(tower)
+    if grid is not None:
+        resize_tables(tower.state_dict(), weights, grid)
+    tower.load_state_dict(weights)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from siglightning.batch import Resizing
 from siglightning.models.vit_parts import VitParts
 
 if TYPE_CHECKING:
@@ -77,6 +78,7 @@ class ImageTower(nn.Module):
         image_size: side of the square input, in pixels.
         mean: per channel, of pixels in ``[0, 1]``.
         std: per channel, of pixels in ``[0, 1]``.
+        resizing: how pictures became squares when its checkpoint was evaluated.
         joint_space: names the checkpoint family whose image and text features already live in one space, or
             ``None``. Two towers of one family need no projection.
         saliency: which patch tokens are kept, see :func:`~siglightning.models.saliency.with_saliency`; ``None``: all.
@@ -87,6 +89,7 @@ class ImageTower(nn.Module):
     image_size: int
     mean: tuple[float, ...]
     std: tuple[float, ...]
+    resizing: Resizing = Resizing()
     joint_space: str | None = None
     saliency: "SaliencyMasking | None" = None
 

@@ -133,6 +133,15 @@ class TwoTower(ImageEncoder):
             keys["text"] = text_key(self.text_tower, self.tokenizer)
         return keys
 
+    @property
+    def bias_is_auto(self) -> bool:
+        """Whether b waits for :meth:`set_auto_bias`."""
+        return self.bias is not None and self._bias_is_auto
+
+    def take_bias_from_batch(self) -> None:
+        """Let :meth:`set_auto_bias` decide b, as ``init_bias="auto"`` does."""
+        self._bias_is_auto = True
+
     def set_auto_bias(self, global_batch_size: int) -> None:
         """Set b to ``-log(B - 1)`` where ``init_bias="auto"`` asked for it; otherwise do nothing.
 

@@ -4,7 +4,7 @@ import hashlib
 import json
 import os
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -14,10 +14,10 @@ from lightning.fabric.plugins.io.checkpoint_io import CheckpointIO
 from torch import Tensor
 from typing_extensions import override
 
+from siglightning.runtime.differences import require_same_state
 from siglightning.runtime.files import atomic_write, file_sha256, write_text
 
 SUFFIX = ".ckpt"
-MAX_DIFFERENCES = 5  # parameters named in a message before it says "and N more"
 
 
 class DamagedCheckpointError(ValueError):
@@ -257,6 +257,28 @@ def best_intact(directory: Path) -> Path | None:
     return None
 
 
+def find_checkpoint(path: Path) -> Path:
+    """The checkpoint file that a path stands for: a file itself; of a run directory its best, else its newest.
+
+    Raises:
+        ValueError: there is nothing there, or no checkpoint in the directory is intact.
+    """
+    if path.is_file():
+        return path
+    if not path.is_dir():
+        raise ValueError(f"Expected a checkpoint file or the directory of a run, got {str(path)!r}: there is none.")
+    folder = path / "checkpoints"
+    found = newest_intact(folder)
+    chosen = best_intact(folder) or found.path
+    if chosen is None:
+        reasons = f" ({' '.join(found.passed_over)})" if found.passed_over else ""
+        raise ValueError(
+            f"Expected a run with a checkpoint, got {path}, which has none that is intact{reasons}. Give the "
+            "directory of a trained run, the one with config.yaml, or a checkpoint file."
+        )
+    return chosen
+
+
 def require_resumable(path: Path) -> None:
     """Refuse a file of weights alone where training is to go on.
 
@@ -298,45 +320,6 @@ def read_weights(path: Path) -> dict[str, Any]:
     return content
 
 
-def state_differences(model: Mapping[str, Tensor], checkpoint: Mapping[str, Tensor]) -> list[str]:
-    """Say in which weights a checkpoint differs from a model: absent, superfluous, or of another shape."""
-    differences = []
-    for name, tensor in model.items():
-        if name not in checkpoint:
-            differences.append(f"{name} is missing from the checkpoint")
-        elif isinstance(tensor, Tensor) and tensor.shape != checkpoint[name].shape:
-            expected, got = list(tensor.shape), list(checkpoint[name].shape)
-            differences.append(f"{name} is {expected} in the model and {got} in the checkpoint")
-    differences += [f"{name} is unknown to the model" for name in checkpoint if name not in model]
-    return differences
-
-
 def require_same_model(model: Mapping[str, Tensor], path: Path) -> None:
     """Refuse a checkpoint file whose weights do not fit; see :func:`require_same_state`."""
     require_same_state(model, read_state_dict(path), str(path))
-
-
-def require_same_state(model: Mapping[str, Tensor], checkpoint: Mapping[str, Tensor], name: str) -> None:
-    """Refuse weights that do not fit.
-
-    Args:
-        model: the model's own state dictionary.
-        checkpoint: that of the checkpoint.
-        name: of the checkpoint, for the message.
-
-    Raises:
-        ValueError: the weights differ; the message names the first ones and their shapes.
-    """
-    differences = state_differences(model, checkpoint)
-    if differences:
-        raise ValueError(
-            f"{name} is a checkpoint of another model: {list_differences(differences)}. "
-            "Use the configuration that it was trained with (config.yaml of its run directory), "
-            "or start a new run in another --run_dir."
-        )
-
-
-def list_differences(differences: Sequence[str]) -> str:
-    """The first differences in one line, and how many more there are."""
-    more = len(differences) - MAX_DIFFERENCES
-    return "; ".join(differences[:MAX_DIFFERENCES]) + (f"; and {more} more" if more > 0 else "")

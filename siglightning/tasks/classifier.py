@@ -15,7 +15,7 @@ from siglightning.evaluation.collected import CollectedSet, ids_of
 from siglightning.evaluation.label_scores import LabelScores
 from siglightning.evaluation.targets import multi_hot
 from siglightning.models import ImageEncoder
-from siglightning.runtime.checkpoint import require_same_state
+from siglightning.runtime.differences import require_same_state
 from siglightning.runtime.processes import notice
 from siglightning.tasks.base import BaseTask
 

@@ -95,7 +95,7 @@ class ContrastiveTask(BaseTask):
         self.network, self.loss_name, self.match, self.negatives = network, loss, match, negatives
         self.chunk_size, self.comm, self.allow_accumulation = chunk_size, comm, allow_accumulation
         self.templates = templates
-        self.input_spec = InputSpec(network.image_size, network.tokenizer, network.feature_keys)
+        self.input_spec = InputSpec(network.image_size, network.tokenizer, network.feature_keys, network.resizing)
         self.evaluations: dict[str, Evaluation] = {}
         self.predictions: dict[str, Predictions] = {}
         self.reliability: dict[str, dict[str, ReliabilityBins]] = {}

@@ -90,7 +90,7 @@ class FineTuneTask(ClassifierTask):
         self.monitor = "val/acc"
         self._freeze_tower()
         tokenizer = network.tokenizer if objective.contrastive else None
-        self.input_spec = InputSpec(network.image_size, tokenizer, network.feature_keys)
+        self.input_spec = InputSpec(network.image_size, tokenizer, network.feature_keys, network.resizing)
         self._frozen_now: list[nn.Module] = []
         self._frozen_epoch: int | None = None
         self._epoch_sums: Tensor | None = None

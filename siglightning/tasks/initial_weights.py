@@ -1,5 +1,7 @@
 """Begin a run with the weights of another one: a higher resolution, more blocks, a classifier on a pre-trained tower.
 
+The other one may be a model of another library, see :mod:`siglightning.models.interop`.
+
 What is carried over is decided by parts: the image tower; the text side (text tower and both projections); t'; b; the
 classifier. Each part is taken whole or not at all, and all of it is told. The image tower must fit. A part that only
 the model has begins as it was built, one that only the checkpoint has is left out; the classifier is taken where both
@@ -15,18 +17,14 @@ from typing import Any
 from lightning.pytorch import LightningModule
 from torch import Tensor
 
-from siglightning.models import ImageEncoder
+from siglightning.models import ImageEncoder, TwoTower
+from siglightning.models.interop import open_checkpoint
+from siglightning.models.interop.from_run import is_run
 from siglightning.models.lora import is_adapter
-from siglightning.models.positions import PatchGrid, is_position_table, old_side, resize_positions
-from siglightning.runtime.checkpoint import (
-    best_intact,
-    list_differences,
-    newest_intact,
-    read_weights,
-    state_differences,
-)
+from siglightning.models.positions import PatchGrid, resize_tables
+from siglightning.runtime.checkpoint import find_checkpoint, read_weights
+from siglightning.runtime.differences import list_differences, state_differences
 from siglightning.runtime.files import file_sha256
-from siglightning.runtime.rundir import RunDir
 from siglightning.tasks.classifier import ClassifierTask
 
 TOWER, TEXT, ADAPTERS, CLASSIFIER, REST = "image tower", "text side", "adapters", "classifier", "rest"
@@ -40,7 +38,9 @@ _PREFIXES = {
     "network.bias": "b",
     "head.": CLASSIFIER,
 }
+BIAS_RULE = "b = -log(B - 1) of the batch, since the checkpoint has none (softmax)"
 _MAY_BE_NEW = (TEXT, "t'", "b", ADAPTERS)
+_SCHEMES = ("hf:", "open_clip:")
 _MAY_STAY_BEHIND = (TEXT, "t'", "b")
 
 
@@ -49,22 +49,26 @@ class InitialWeights:
     """What a model takes over.
 
     Attributes:
-        checkpoint: the file.
-        global_step: optimizer steps that its weights have seen.
+        checkpoint: the file or folder, or the name of a model.
+        kind: ``run`` for one of ours, else the library that it is of.
+        global_step: optimizer steps that the weights of a run have seen.
         weights: what is loaded, by the model's names.
         taken: tensors by part.
         resized: tables of positions, and their grids.
         as_built: parts that the checkpoint does not have, with their tensors.
         left_out: parts that the model does not have, likewise.
+        bias_by_rule: b is set by the batch, since the checkpoint has t' and no b, as a softmax leaves it.
     """
 
-    checkpoint: Path
-    global_step: int
+    checkpoint: Path | str
+    kind: str = "run"
+    global_step: int | None = None
     weights: dict[str, Tensor] = field(default_factory=dict)
     taken: dict[str, int] = field(default_factory=dict)
     resized: list[str] = field(default_factory=list)
     as_built: dict[str, int] = field(default_factory=dict)
     left_out: dict[str, int] = field(default_factory=dict)
+    bias_by_rule: bool = False
 
     def lines(self) -> list[str]:
         """What to tell the user."""
@@ -72,20 +76,24 @@ class InitialWeights:
             "taken": [self._value_or_count(part, count) for part, count in self.taken.items()],
             "resized": self.resized,
             "begins as built": [f"{part} ({_tensors(count)})" for part, count in self.as_built.items()],
+            "begins by rule": [BIAS_RULE] if self.bias_by_rule else [],
             "left out": [f"{part} ({_tensors(count)})" for part, count in self.left_out.items()],
         }
-        head = f"Beginning with the weights of {self.checkpoint}, step {self.global_step}"
+        origin = f"step {self.global_step}" if self.kind == "run" else f"of {self.kind}"
+        head = f"Beginning with the weights of {self.checkpoint}, {origin}"
         return [head, *(f"  {word}: {', '.join(items)}" for word, items in told.items() if items)]
 
     def record(self) -> dict[str, Any]:
         """The same as JSON values, for the run directory."""
         return {
-            "checkpoint": str(self.checkpoint.resolve()),
-            "sha256": file_sha256(self.checkpoint),
+            "checkpoint": str(self.checkpoint.resolve() if isinstance(self.checkpoint, Path) else self.checkpoint),
+            "kind": self.kind,
+            "sha256": file_sha256(Path(self.checkpoint)) if Path(self.checkpoint).is_file() else None,
             "global_step": self.global_step,
             "taken": self.taken,
             "resized": self.resized,
             "begins_as_built": self.as_built,
+            "bias_by_rule": self.bias_by_rule,
             "left_out": self.left_out,
         }
 
@@ -94,39 +102,17 @@ class InitialWeights:
         return f"{part} ({_tensors(count)})" if scalar is None else f"{part} = {self.weights[scalar].item():.5g}"
 
 
-def find_checkpoint(path: Path) -> Path:
-    """The checkpoint file that a path stands for: a file itself; of a run directory its best, else its newest.
-
-    Raises:
-        ValueError: there is nothing there, or no checkpoint in the directory is intact.
-    """
-    if path.is_file():
-        return path
-    if not path.is_dir():
-        raise ValueError(
-            f"init_from expects a checkpoint file or the directory of a run, got {str(path)!r}, which does not exist."
-        )
-    folder = RunDir(path).checkpoints
-    found = newest_intact(folder)
-    chosen = best_intact(folder) or found.path
-    if chosen is None:
-        reasons = f" ({' '.join(found.passed_over)})" if found.passed_over else ""
-        raise ValueError(
-            f"init_from expects a run with a checkpoint, got {path}, which has none that is intact{reasons}. Give the "
-            "directory of a trained run, the one with config.yaml, or a checkpoint file."
-        )
-    return chosen
-
-
 def begin_from(task: LightningModule, path: str | Path) -> InitialWeights:
-    """Load the weights of another run into a task that has not been trained. Step, optimizer and schedule stay new.
+    """Load the weights of another run or library into a task that has not been trained; step and optimizer stay new.
 
     Call it before ``Trainer.fit``. A classifier whose classes the data tell later is offered, and taken then if its
     classes are the same.
 
     Args:
         task: whose weights are replaced. It may have other parts than the checkpoint, see the head of this file.
-        path: a checkpoint file, or a run directory, which stands for its best or else its newest intact checkpoint.
+        path: a checkpoint file, or a run directory, which stands for its best or else its newest intact checkpoint;
+            or a two-tower model of another library, see :func:`~siglightning.models.interop.open_checkpoint`, with a
+            scheme (``hf:``, ``open_clip:``) where it is a name.
 
     Returns:
         What was taken, resized and left out.
@@ -136,11 +122,9 @@ def begin_from(task: LightningModule, path: str | Path) -> InitialWeights:
             sizes of patches where those differ.
         DamagedCheckpointError: the file is damaged or holds more than data.
     """
-    checkpoint = find_checkpoint(Path(path))
-    content = read_weights(checkpoint)
-    source: dict[str, Tensor] = content["state_dict"]
-    begun = InitialWeights(checkpoint, int(content.get("global_step", 0)))
     network = getattr(task, "network", None)
+    begun, source, class_names = _read(path, network)
+    checkpoint = begun.checkpoint
     grid = PatchGrid.of(network.image_tower) if isinstance(network, ImageEncoder) else None
     _refuse_other_patches(source, grid, checkpoint)
     model = task.state_dict()
@@ -149,12 +133,53 @@ def begin_from(task: LightningModule, path: str | Path) -> InitialWeights:
     differences = _match(model, source, grid, begun)
     if differences:
         raise ValueError(
-            f"{checkpoint} does not fit the model: {list_differences(differences)}. Take the network of its own run "
-            "(config.yaml of its run directory); another image size is all that may differ in a tower."
+            f"{checkpoint} does not fit the model: {list_differences(differences)}. {_remedy(begun)}; another image "
+            "size is all that may differ in a tower."
         )
     task.load_state_dict(begun.weights, strict=False)
-    _offer_classifier(task, source, list(content.get("class_names") or ()), begun)
+    _offer_classifier(task, source, class_names, begun)
+    if isinstance(network, TwoTower) and network.bias is not None and "t'" in begun.taken and "b" in begun.as_built:
+        network.take_bias_from_batch()
+        begun.bias_by_rule = begun.as_built.pop("b") > 0
     return begun
+
+
+def require_source(path: str) -> None:
+    """Refuse what :func:`begin_from` could not read, as far as that can be told before anything is built.
+
+    Raises:
+        ValueError: there is nothing of that name.
+    """
+    if path.startswith(_SCHEMES):
+        return
+    if not Path(path).exists():
+        raise ValueError(
+            f"init_from expects a checkpoint file or a directory, got {path!r}, which does not exist. A model of "
+            "another library by name is written hf:NAME or open_clip:NAME."
+        )
+    if is_run(Path(path)):
+        find_checkpoint(Path(path))
+
+
+def _read(path: str | Path, network: Any) -> tuple[InitialWeights, dict[str, Tensor], list[str]]:
+    """What is begun with, its weights by the names of a task, and the classes of its classifier."""
+    require_source(str(path))
+    if is_run(Path(path)):
+        checkpoint = find_checkpoint(Path(path))
+        content = read_weights(checkpoint)
+        begun = InitialWeights(checkpoint, global_step=int(content.get("global_step", 0)))
+        return begun, content["state_dict"], list(content.get("class_names") or ())
+    tower = network.image_tower.name if isinstance(network, ImageEncoder) else ""
+    architecture = tower.removeprefix("open_clip:") if tower.startswith("open_clip:") else None
+    found = open_checkpoint(path, architecture=architecture)
+    begun = InitialWeights(found.path or found.source, found.kind)
+    return begun, {f"network.{name}": tensor for name, tensor in found.weights.items()}, []
+
+
+def _remedy(begun: InitialWeights) -> str:
+    if begun.kind == "run":
+        return "Take the network of its own run (config.yaml of its run directory)"
+    return f"Take its own network (class_path: siglightning.models.load_two_tower, source: {begun.checkpoint})"
 
 
 def _match(
@@ -175,7 +200,8 @@ def _match(
             given = {name: source[names[name]] for name in wanted if names[name] in source}
             used = {names[name] for name in given}
             given |= {name: source[name] for name in theirs.get(part, ()) if name not in used}
-            _resize(wanted, given, grid, begun)
+            if part == TOWER and grid is not None:
+                begun.resized += resize_tables(wanted, given, grid)
             differences += state_differences(wanted, given)
             begun.weights |= given
             begun.taken[part] = len(given)
@@ -196,22 +222,7 @@ def _source_name(name: str, source: Mapping[str, Tensor]) -> str:
     return plain if name not in source and plain in source else name
 
 
-def _resize(
-    wanted: Mapping[str, Tensor], given: dict[str, Tensor], grid: PatchGrid | None, begun: InitialWeights
-) -> None:
-    """Resize tables of positions in place."""
-    for name, tensor in wanted.items():
-        table = given.get(name)
-        inner = name.removeprefix(_TOWER_PREFIX)
-        if table is None or grid is None or inner == name or table.shape == tensor.shape or not is_position_table(name):
-            continue
-        before = old_side(table, tensor, grid.side)
-        if before is not None:
-            given[name] = resize_positions(table, before, grid.side)
-            begun.resized.append(f"{name}, {before} x {before} to {grid.side} x {grid.side} patches")
-
-
-def _refuse_other_patches(source: Mapping[str, Tensor], grid: PatchGrid | None, checkpoint: Path) -> None:
+def _refuse_other_patches(source: Mapping[str, Tensor], grid: PatchGrid | None, checkpoint: Path | str) -> None:
     weight = None if grid is None else source.get(_TOWER_PREFIX + grid.weight)
     if grid is None or weight is None or weight.ndim != 4 or weight.shape[-1] == grid.patch:
         return

@@ -31,7 +31,7 @@ from siglightning.evaluation.calibration_file import SavedCalibration
 from siglightning.evaluation.collected import CollectedSet, ids_of
 from siglightning.models import ImageEncoder, TwoTower
 from siglightning.optim import Schedule
-from siglightning.runtime.checkpoint import require_same_state
+from siglightning.runtime.differences import require_same_state
 from siglightning.runtime.processes import notice
 from siglightning.tasks.base import adamw
 from siglightning.tasks.classifier import ClassifierTask
@@ -96,7 +96,7 @@ class MultiLabelTask(ClassifierTask):
         self.fits_calibration, self.per_class_bias = temperature == "fit", per_class_bias
         self.calibration = Calibration() if temperature == "fit" else Calibration(float(temperature))
         self.saved = None if calibration_file is None else SavedCalibration.read(Path(calibration_file))
-        self.input_spec = InputSpec(network.image_size, None, network.feature_keys)
+        self.input_spec = InputSpec(network.image_size, None, network.feature_keys, network.resizing)
         self.decision: Decision | None = None
         self.fit_result: CalibrationFit | None = None
         self.reliability: dict[str, dict[str, ReliabilityBins]] = {}

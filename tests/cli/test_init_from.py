@@ -154,8 +154,11 @@ def test_blocks_follow_one_another_from_the_best_weights(siglightning, tmp_path)
 
 
 MISTAKES = {
-    "gone": (["--init_from=gone"], "init_from expects a checkpoint file or the directory of a run, got 'gone'"),
-    "no run": (["--init_from=empty"], "init_from expects a run with a checkpoint, got empty, which has none"),
+    "gone": (
+        ["--init_from=gone"],
+        "init_from expects a checkpoint file or a directory, got 'gone', which does not exist.",
+    ),
+    "no run": (["--init_from=empty"], "empty is no checkpoint: expected config.json (transformers)"),
     "two": (["--init_from=first", "--ckpt_path=pairs.yaml"], "Give one of them."),
     "patches": (
         ["--init_from=first", LARGER.replace("patch_size: 8", "patch_size: 16")],

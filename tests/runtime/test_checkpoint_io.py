@@ -13,8 +13,8 @@ from siglightning.runtime.checkpoint import (
     DamagedCheckpointError,
     newest_intact,
     require_same_model,
-    state_differences,
 )
+from siglightning.runtime.differences import state_differences
 
 
 def checkpoint(step=5, resumable=True):

@@ -1,5 +1,6 @@
 """A run begins with another one's weights: what is taken, resized, left out and refused, in numbers."""
 
+import math
 from types import SimpleNamespace
 
 import numpy as np
@@ -153,9 +154,11 @@ def test_from_one_loss_to_the_other(tmp_path):
     sigmoid, softmax = contrastive(seed=0), contrastive(seed=1, init_bias=None, loss="softmax")
     assert begin_from(softmax, saved(sigmoid, tmp_path)).left_out == {"b": 1}
     back = contrastive(seed=2)
-    own = back.network.bias.item()
-    assert begin_from(back, saved(softmax, tmp_path)).as_built == {"b": 1}
-    assert back.network.bias.item() == own
+    begun = begin_from(back, saved(softmax, tmp_path))
+    assert (begun.as_built, begun.bias_by_rule) == ({}, True)
+    assert any("b = -log(B - 1) of the batch" in line for line in begun.lines())
+    back.network.set_auto_bias(9)  # as a task does once it knows its batch
+    assert back.network.bias.item() == pytest.approx(-math.log(8))
     assert torch.equal(back.network.log_scale, sigmoid.network.log_scale)
 
 
@@ -256,10 +259,12 @@ def test_what_no_part_explains_must_be_on_both_sides(tmp_path):
 
 def test_what_is_no_checkpoint_is_refused(tmp_path):
     task = contrastive()
-    refused(task, tmp_path / "gone", "init_from expects a checkpoint file or the directory of a run, got .*gone")
-    refused(task, tmp_path, "which has none that is intact. Give the directory of a trained run")
+    refused(task, tmp_path / "gone", "init_from expects a checkpoint file or a directory, got .*gone")
+    refused(task, tmp_path, "is no checkpoint: expected config.json .* or the folder checkpoints of a run")
+    (tmp_path / "empty" / "checkpoints").mkdir(parents=True)
+    refused(task, tmp_path / "empty", "which has none that is intact. Give the directory of a trained run")
     torch.save(task.state_dict(), tmp_path / "bare.pt")
-    refused(task, tmp_path / "bare.pt", "holds no state_dict", DamagedCheckpointError)
+    refused(task, tmp_path / "bare.pt", "is of no library that is known.*got network.bias")
     torch.save({"state_dict": task.state_dict(), "x": SimpleNamespace()}, tmp_path / "code.ckpt")
     refused(task, tmp_path / "code.ckpt", "holds objects that only running its code", DamagedCheckpointError)
     path = saved(task, tmp_path)

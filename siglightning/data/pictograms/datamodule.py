@@ -86,7 +86,7 @@ class PictogramDataModule(BaseDataModule):
         size = spec.image_size
 
         def evaluation_set(rows: "np.ndarray[tuple[int], np.dtype[np.int64]]") -> SampleDataset:
-            return PictogramDataset(archive, rows, captions, labels, size, self.eval_captions)
+            return PictogramDataset(archive, rows, captions, labels, size, self.eval_captions, spec.resizing)
 
         self.train_set = TrainingPictograms(archive, parts.train, captions, labels, size, self.augmentation, self.seed)
         self.val_set = evaluation_set(parts.val)

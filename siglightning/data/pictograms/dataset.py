@@ -7,6 +7,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from siglightning.batch import Resizing
 from siglightning.data.collate import Sample
 from siglightning.data.dataset import SampleDataset, of_one_epoch, with_colours
 from siglightning.data.draws import uniform
@@ -14,7 +15,7 @@ from siglightning.data.matching import match_number
 from siglightning.data.pictograms.archive import PictogramArchive
 from siglightning.data.pictograms.captions import DRAWS_PER_CAPTION, Captions, EvalCaptions
 from siglightning.data.sampler import SampleKey
-from siglightning.data.transforms import Augmentation, augment, resize
+from siglightning.data.transforms import SQUASH, Augmentation, augment, resize
 
 
 class PictogramDataset(SampleDataset):
@@ -27,6 +28,7 @@ class PictogramDataset(SampleDataset):
         labels: int64 ``[N]`` classes or float ``[N, C]`` multi-hot of all the archive's pictures.
         image_size: side of the pictures handed out, in pixels.
         eval_captions: what captions to hand out, see `Captions.for_evaluation`.
+        resizing: how pictures become squares of that size.
     """
 
     def __init__(
@@ -37,12 +39,13 @@ class PictogramDataset(SampleDataset):
         labels: Tensor,
         image_size: int,
         eval_captions: EvalCaptions = "name",
+        resizing: Resizing = SQUASH,
     ) -> None:
         self.rows = rows
         self._archive = archive
         self._captions = captions
         self._labels = labels[torch.from_numpy(rows)]
-        self._image_size = image_size
+        self._image_size, self._resizing = image_size, resizing
         self._eval_captions = eval_captions
         styles, sources = archive.pictures["style"], archive.pictures["source"]
         self._ids = [f"{styles[row].as_py()}/{sources[row].as_py()}" for row in rows.tolist()]
@@ -59,7 +62,7 @@ class PictogramDataset(SampleDataset):
         """Samples; `match_id` stands for the name, so that pictures of equal names match each other's captions."""
         indices = of_one_epoch(keys)[1].tolist()
         rows = [int(self.rows[index]) for index in indices]
-        images = resize([self._archive.read_image(row) for row in rows], self._image_size)
+        images = resize([self._archive.read_image(row) for row in rows], self._image_size, self._resizing)
         samples = []
         for index, row, image in zip(indices, rows, images, strict=True):
             captions = self._captions.for_evaluation(row, self._eval_captions)

@@ -1,0 +1,118 @@
+"""Which library a checkpoint is of, and its reader."""
+
+from pathlib import Path
+from typing import get_args
+
+from siglightning.models.interop.checkpoint import Checkpoint, Kind
+from siglightning.models.interop.files import archived_names, read_tensors
+from siglightning.models.towers import unknown_name
+
+_SUFFIXES = (".safetensors", ".pt", ".pth", ".bin", ".npz", ".ckpt")
+_OPEN_CLIP_CONFIG = "open_clip_config.json"
+
+
+def open_checkpoint(source: str | Path, kind: Kind | None = None, architecture: str | None = None) -> Checkpoint:
+    """Read a two-tower checkpoint of any of the libraries.
+
+    Args:
+        source: a folder of transformers or open_clip, a run directory, a file (``.npz`` of big_vision, ``.ckpt`` of a
+            run, weights of open_clip), ``hf:NAME`` on the Hugging Face hub, or ``open_clip:NAME``, with certain
+            weights ``open_clip:NAME@WEIGHTS``. A name without scheme is looked up in open_clip's list, else on the hub.
+        kind: whose it is, where that cannot be told, as of a folder that two libraries can read; ``None`` finds out.
+        architecture: open_clip's name of the model, for a file of weights alone.
+
+    Raises:
+        ValueError: there is nothing there; it is damaged; it could only be read by running code from it; it is not a
+            model of two towers. Nothing is executed.
+    """
+    if kind is not None and kind not in get_args(Kind):
+        raise unknown_name("kind of checkpoint", kind, get_args(Kind))
+    text = str(source)
+    scheme, _, rest = text.partition(":")
+    if (
+        scheme in ("open_clip", "hf")
+        and rest
+        and kind in (None, "open_clip" if scheme == "open_clip" else "transformers")
+    ):
+        return _by_name("open_clip" if scheme == "open_clip" else "transformers", rest)
+    path = Path(text).expanduser()
+    if path.exists():
+        return _from_path(path, kind or _kind_of(path), architecture)
+    if text.startswith((".", "/", "~")) or path.suffix in _SUFFIXES:
+        raise ValueError(f"There is no checkpoint {text!r}: no such file or folder.")
+    return _by_name(kind or _kind_of_name(text), text)
+
+
+def _by_name(kind: Kind, name: str) -> Checkpoint:
+    if kind == "open_clip":
+        from siglightning.models.interop.from_open_clip import from_open_clip
+
+        return from_open_clip(name)
+    if kind == "transformers":
+        from siglightning.models.interop.from_transformers import from_transformers
+
+        return from_transformers(name)
+    raise ValueError(f"A checkpoint of kind {kind!r} is a file or folder; there is no {name!r}.")
+
+
+def _kind_of_name(name: str) -> Kind:
+    from siglightning.models.interop.from_open_clip import is_model_name
+
+    return "open_clip" if is_model_name(name) else "transformers"
+
+
+def _kind_of(path: Path) -> Kind:
+    from siglightning.models.interop.from_big_vision import is_big_vision
+    from siglightning.models.interop.from_run import is_run
+
+    if is_run(path):
+        return "run"
+    if path.is_file():
+        return "big_vision" if is_big_vision(archived_names(path)) else "open_clip"
+    if (path / "config.json").is_file():
+        return "transformers"
+    if (path / _OPEN_CLIP_CONFIG).is_file():
+        return "open_clip"
+    raise ValueError(
+        f"{path} is no checkpoint: expected config.json (transformers), {_OPEN_CLIP_CONFIG} (open_clip) or the "
+        "folder checkpoints of a run in it."
+    )
+
+
+def _from_path(path: Path, kind: Kind, architecture: str | None) -> Checkpoint:
+    match kind:
+        case "run":
+            from siglightning.models.interop.from_run import from_run
+
+            return from_run(path)
+        case "big_vision":
+            from siglightning.models.interop.from_big_vision import from_big_vision
+
+            return from_big_vision(path)
+        case "transformers":
+            from siglightning.models.interop.from_transformers import from_transformers
+
+            return from_transformers(str(path if path.is_dir() else path.parent))
+        case "open_clip":
+            return _from_open_clip_path(path, architecture)
+
+
+def _from_open_clip_path(path: Path, architecture: str | None) -> Checkpoint:
+    from siglightning.models.interop.from_open_clip import from_open_clip_file, from_open_clip_folder
+
+    if path.is_dir():
+        return from_open_clip_folder(path)
+    if architecture is not None:
+        return from_open_clip_file(path, architecture)
+    names = read_tensors(path)  # refuses what is damaged or needs code, before anything is asked of the user
+    if any(name.startswith("vision_model.") for name in names):
+        raise ValueError(f"{path} has weights of transformers; give the folder that has config.json beside them.")
+    if any(name.startswith("visual.") for name in names):
+        raise ValueError(
+            f"{path} has weights of open_clip and does not say of which model: give `architecture`, open_clip's name "
+            f"of it, or a folder with {_OPEN_CLIP_CONFIG}."
+        )
+    raise ValueError(
+        f"{path} is of no library that is known: expected names such as vision_model. (transformers), visual. "
+        f"(open_clip) or img/ (big_vision), got {', '.join(sorted(names)[:3])}."
+    )
