@@ -49,11 +49,14 @@ class Resizing:
         interpolation: ``bicubic`` or ``bilinear``, both with antialiasing.
         rounding: of half a pixel when the middle is cut out: ``even`` as torchvision and open_clip do, or ``down`` as
             transformers does.
+        resampler: ``torchvision``, as transformers, or ``pillow``, as open_clip; they differ by up to three gray levels
+            at sharp edges.
     """
 
     crop: float | None = None
     interpolation: Literal["bicubic", "bilinear"] = "bicubic"
     rounding: Literal["even", "down"] = "even"
+    resampler: Literal["torchvision", "pillow"] = "torchvision"
 
     def __post_init__(self) -> None:
         if self.crop is not None and not 0 < self.crop <= 1:

@@ -12,6 +12,7 @@ from dataclasses import dataclass, fields
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from PIL import Image
 from torch import Tensor
 from torch.nn import functional
 from torchvision.transforms import v2
@@ -135,6 +136,10 @@ def _resize_and_cut(image: Tensor, size: int, resizing: Resizing) -> Tensor:
 def _interpolate(image: Tensor, sides: tuple[int, int], resizing: Resizing) -> Tensor:
     if tuple(image.shape[1:]) == sides:
         return image
+    if resizing.resampler == "pillow":
+        way = Image.Resampling[resizing.interpolation.upper()]
+        small = Image.fromarray(image.permute(1, 2, 0).numpy()).resize(sides[::-1], way)
+        return torch.from_numpy(np.array(small)).permute(2, 0, 1)
     mode = v2.InterpolationMode(resizing.interpolation)
     resized: Tensor = v2.functional.resize(image, list(sides), mode, antialias=True)
     return resized

@@ -59,7 +59,7 @@ def resizing_of(preprocess: Mapping[str, Any]) -> Resizing:
     """As open_clip prepares pictures; a padded one (``longest``) is squashed instead."""
     is_bilinear = preprocess.get("interpolation") == "bilinear"
     is_cut = preprocess.get("resize_mode") == "shortest"
-    return Resizing(1.0 if is_cut else None, "bilinear" if is_bilinear else "bicubic")
+    return Resizing(1.0 if is_cut else None, "bilinear" if is_bilinear else "bicubic", resampler="pillow")
 
 
 def _vit_parts(visual: Any) -> VitParts:

@@ -92,16 +92,14 @@ def test_a_model_is_tested_before_any_training(run):
     np.savez("siglip.npz", **as_big_vision(siglip()))
     found = []
     for network, extra in (
-        (OURS.format(folder="siglip"), ["--init_from=siglip", "--run_dir=a"]),
-        (LOADED.format(source="siglip"), ["--resume=never", "--run_dir=b"]),
-        (LOADED.format(source="siglip.npz"), ["--resume=never", "--run_dir=c"]),
-        (OURS.format(folder="siglip"), ["--init_from=siglip.npz", "--run_dir=d"]),
+        (LOADED.format(source="siglip"), ["--resume=never", "--run_dir=a"]),
+        (OURS.format(folder="siglip"), ["--init_from=siglip.npz", "--run_dir=b"]),
     ):
         code, out = run("test", network, *extra)
         assert code == 0, out
         found.append([line.split() for line in out.splitlines() if "recall@" in line or "zeroshot" in line])
     assert found[0]
-    assert found[0] == found[1] == found[2] == found[3]
+    assert found[0] == found[1]
 
 
 def test_what_does_not_fit_ends_in_one_line(run, tmp_path):

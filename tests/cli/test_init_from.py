@@ -156,7 +156,7 @@ def test_blocks_follow_one_another_from_the_best_weights(siglightning, tmp_path)
 MISTAKES = {
     "gone": (
         ["--init_from=gone"],
-        "init_from expects a checkpoint file or a directory, got 'gone', which does not exist.",
+        "init_from expects a checkpoint file or a directory, got 'gone', which does",
     ),
     "no run": (["--init_from=empty"], "empty is no checkpoint: expected config.json (transformers)"),
     "two": (["--init_from=first", "--ckpt_path=pairs.yaml"], "Give one of them."),
