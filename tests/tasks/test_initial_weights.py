@@ -11,6 +11,7 @@ from PIL import Image
 from timm.models.vision_transformer import checkpoint_filter_fn
 from torch import nn
 
+from siglightning.batch import InputSpec
 from siglightning.models import ImageEncoder, TowerConfig, TwoTower
 from siglightning.models.lora import Lora
 from siglightning.runtime.checkpoint import AtomicCheckpointIO, DamagedCheckpointError
@@ -72,7 +73,7 @@ def saved(task, folder, name="run/checkpoints/step-00000007.ckpt", **more):
 def photographs():
     """Eight real pictograms of 32 pixels, uint8, and the ids of their captions."""
     data = pictures(eval_batch_size=8)
-    data.input_spec = SimpleNamespace(image_size=32, tokenizer=two_towers().tokenizer, feature_keys=None)
+    data.input_spec = InputSpec(image_size=32, tokenizer=two_towers().tokenizer)
     data.setup("validate")
     batch = next(iter(data.val_dataloader()))
     return data.on_after_batch_transfer(batch, 0)
