@@ -62,6 +62,16 @@ def is_adapter(name: str) -> bool:
     return ".lora_" in name
 
 
+def merge_adapters(module: nn.Module) -> None:
+    """Add adapters to the weights that they stand beside, in place; the layers then are what they were without."""
+    for parent in list(module.modules()):
+        for name, child in list(parent.named_children()):
+            layer: Any = child
+            if hasattr(layer, "base_layer") and hasattr(layer, "merge"):
+                layer.merge()
+                setattr(parent, name, layer.base_layer)
+
+
 def _peft() -> Any:
     try:
         import peft

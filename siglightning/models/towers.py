@@ -74,6 +74,7 @@ class ImageTower(nn.Module):
 
     Attributes:
         name: as in :class:`TowerConfig`, where it was built by name.
+        config: what it was built from, where it was built by name.
         width: features a row.
         image_size: side of the square input, in pixels.
         mean: per channel, of pixels in ``[0, 1]``.
@@ -85,6 +86,7 @@ class ImageTower(nn.Module):
     """
 
     name: str = ""
+    config: TowerConfig | None = None
     width: int
     image_size: int
     mean: tuple[float, ...]
@@ -116,6 +118,7 @@ class TextTower(nn.Module):
     """A module from token ids to features.
 
     Attributes:
+        config: what it was built from, where it was built by name.
         width: features a row.
         context_length: tokens a caption.
         vocab_size: ids lie in ``[0, vocab_size)``.
@@ -124,6 +127,7 @@ class TextTower(nn.Module):
         joint_space: see :class:`ImageTower`.
     """
 
+    config: TowerConfig | None = None
     width: int
     context_length: int
     vocab_size: int
@@ -148,7 +152,7 @@ def build_image_tower(config: TowerConfig, image_size: int | None = None) -> Ima
             the tower cannot take. Names are checked before any weight is made.
     """
     tower = _image_tower(config, image_size)
-    tower.name = config.name
+    tower.name, tower.config = config.name, config
     return tower
 
 
@@ -188,6 +192,12 @@ def build_text_tower(config: TowerConfig, context_length: int | None, vocab_size
     Raises:
         ValueError: as :func:`build_image_tower`.
     """
+    tower = _text_tower(config, context_length, vocab_size, pad_id)
+    tower.config = config
+    return tower
+
+
+def _text_tower(config: TowerConfig, context_length: int | None, vocab_size: int, pad_id: int) -> TextTower:
     match config.scheme:
         case "open_clip":
             from siglightning.models.open_clip_towers import open_clip_text_tower
