@@ -1,0 +1,217 @@
+"""The model card: what was exported, what it was trained on and how, what was measured, and how to use it."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import yaml
+
+from siglightning import __version__
+from siglightning.runtime.files import file_sha256
+from siglightning.runtime.metrics_file import read_metrics
+
+if TYPE_CHECKING:
+    from siglightning.commands.export.source import Source
+    from siglightning.commands.export.verify import Verification
+    from siglightning.models.export import Format
+
+_PIPELINE = "zero-shot-image-classification"
+_USAGE = {
+    "transformers": """import torch
+from PIL import Image
+from transformers import AutoModel, AutoProcessor
+
+model, processor = AutoModel.from_pretrained("DIR").eval(), AutoProcessor.from_pretrained("DIR")
+inputs = processor(text=["a cat", "a dog"], images=Image.open("picture.png").convert("RGB"),
+                   padding="max_length", truncation=True, return_tensors="pt")
+with torch.no_grad():
+    logits = model(**inputs).logits_per_image
+""",
+    "open_clip": """import open_clip
+import torch
+from PIL import Image
+
+model, preprocess = open_clip.create_model_from_pretrained("local-dir:DIR")
+tokenizer = open_clip.get_tokenizer("local-dir:DIR")
+with torch.no_grad():
+    image = preprocess(Image.open("picture.png")).unsqueeze(0)
+    logits, _ = model.eval().get_logits(image, tokenizer(["a cat", "a dog"]))
+""",
+    "safetensors": """import torch
+from siglightning.models.export import load_exported
+
+model = load_exported("DIR")
+with torch.no_grad():
+    image, text = model(pictures, model.tokenizer(["a cat", "a dog"]))  # pictures: uint8 [B, 3, SIZE, SIZE]
+    logits = model.log_scale.exp() * image @ text.T + (0 if model.bias is None else model.bias)
+""",
+    "onnx": """import json
+import numpy as np
+import onnxruntime
+from PIL import Image
+from tokenizers import Tokenizer
+
+config = json.load(open("DIR/config.json"))
+vision, text = (onnxruntime.InferenceSession(f"DIR/{name}_model.onnx") for name in ("vision", "text"))
+ids = [encoding.ids for encoding in Tokenizer.from_file("DIR/tokenizer.json").encode_batch(["a cat", "a dog"])]
+picture = Image.open("picture.png").convert("RGB").resize((SIZE, SIZE), Image.Resampling.BICUBIC)
+pixels = ((np.asarray(picture, np.float32) / 255 - MEAN) / STD).transpose(2, 0, 1)[None].astype(np.float32)
+x, y = vision.run(None, {"pixel_values": pixels})[0], text.run(None, {"input_ids": np.array(ids)})[0]
+logits = np.exp(config["log_scale"]) * x @ y.T + (config["bias"] or 0)
+""",
+}
+
+
+def model_card(source: "Source", form: "Format", verification: "Verification | None", names_its_place: bool) -> str:
+    """A page of Markdown with the head that hubs of models read.
+
+    Args:
+        source: what was exported.
+        form: how.
+        verification: what was found when it was read back, if it was.
+        names_its_place: whether the folder has its own path written into it.
+    """
+    sections = [
+        _head(form),
+        f"# {source.run_dir.resolve().name}\n\n{_what(source)}",
+        f"## Use\n\nWith `DIR` the path of this folder:\n\n```python\n{_usage(source, form)}```\n"
+        + (_place() if names_its_place else ""),
+        f"## Data\n\n{_listed(source.config.get('data'))}",
+        f"## Recipe\n\n{_recipe(source)}",
+        f"## Metrics\n\n{_metrics(source)}",
+        f"## Export\n\n{_export(source, form, verification)}",
+    ]
+    return "\n".join(sections)
+
+
+def _head(form: "Format") -> str:
+    libraries = {"onnx": "onnx", "safetensors": "siglightning"}
+    facts = {"library_name": libraries.get(form.name, form.library), "pipeline_tag": _PIPELINE}
+    return f"---\n{yaml.safe_dump(facts | {'tags': ['siglip', 'siglightning']}, sort_keys=False)}---\n"
+
+
+def _what(source: "Source") -> str:
+    network = source.network
+    scale = network.log_scale.exp().item()
+    bias = "none" if network.bias is None else f"{network.bias.item():.4f}"
+    millions = sum(parameter.numel() for parameter in network.parameters()) / 1e6
+    rows = [
+        ("image tower", _tower(source.arguments["image_tower"])),
+        ("text tower", _tower(source.arguments["text_tower"])),
+        ("parameters", f"{millions:.1f} million"),
+        ("embedding", f"{network.embed_dim} dimensions, unit length"),
+        ("pictures", f"{network.image_size} x {network.image_size}, squashed (bicubic), mean "
+         f"{list(network.image_tower.mean)}, std {list(network.image_tower.std)}"),
+        ("captions", f"{network.context_length} tokens, padded, of a vocabulary of {network.tokenizer.vocab_size:,}"),
+        ("scale and bias", f"t = exp(t') = {scale:.4f}, b = {bias}; a pair's logit is t x.y + b"),
+    ]  # fmt: skip
+    lines = [f"| {name} | {value} |" for name, value in rows]
+    return (
+        "An image tower and a text tower with one embedding space.\n\n| | |\n| --- | --- |\n" + "\n".join(lines) + "\n"
+    )
+
+
+def _tower(tower: Any) -> str:
+    """Name and arguments, without folders of the machine that it was trained on."""
+    tower = {"name": tower} if isinstance(tower, str) else tower
+    scheme, colon, rest = str(tower["name"]).rpartition(":")
+    short = Path(rest).name if Path(rest).is_absolute() else rest
+    given = ", ".join(f"{key}: {value}" for key, value in (tower.get("kwargs") or {}).items())
+    return f"`{scheme}{colon}{short}`" + (f" ({given})" if given else "")
+
+
+def _usage(source: "Source", form: "Format") -> str:
+    tower, text = source.network.image_tower, _USAGE[form.name]
+    mean, std = (str([round(value, 6) for value in values]) for values in (tower.mean, tower.std))
+    return text.replace("SIZE", str(tower.image_size)).replace("MEAN", mean).replace("STD", std)
+
+
+def _place() -> str:
+    return (
+        "\nopen_clip finds towers that it has no name for by their path: `open_clip_config.json` says where this "
+        "folder lies (`timm_model_name`, `hf_model_name`). Change it there when the folder is moved, or to "
+        "`hf-hub:OWNER/NAME` when the tower's folder is uploaded.\n"
+    )
+
+
+def _listed(part: Any) -> str:
+    """A class and its arguments as YAML, folders of the machine left out."""
+    if not part:
+        return "Unknown: the run's configuration names none.\n"
+    return f"```yaml\n{yaml.safe_dump(_without_folders(part), sort_keys=False, allow_unicode=True)}```\n"
+
+
+def _without_folders(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _without_folders(inner) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [_without_folders(inner) for inner in value]
+    is_path = isinstance(value, str) and (value.startswith(("/", "~")) or ":/" in value)
+    return f".../{Path(value).name}" if is_path else value
+
+
+def _recipe(source: "Source") -> str:
+    task = (source.config.get("model") or {}).get("init_args") or {}
+    names = ("loss", "negatives", "optimizer", "schedule", "scalar_lr_mult", "weight_decay_convention")
+    trainer = source.config.get("trainer") or {}
+    kept = {name: task[name] for name in names if task.get(name) is not None}
+    kept |= {name: trainer[name] for name in ("max_steps", "max_epochs", "precision", "gradient_clip_val", "devices")
+             if trainer.get(name) is not None}  # fmt: skip
+    if source.config.get("init_from"):
+        kept["init_from"] = source.config["init_from"]
+    return f"{source.global_step:,} optimizer steps.\n\n{_listed(kept)}"
+
+
+def _metrics(source: "Source") -> str:
+    lines = list(_validation(source)) + list(_tests(source))
+    if not lines:
+        return "The run measured nothing with these weights.\n"
+    return "| set | metric | value | 95 % interval |\n| --- | --- | ---: | --- |\n" + "\n".join(lines) + "\n"
+
+
+def _validation(source: "Source") -> Iterator[str]:
+    """What validation logged at the checkpoint's step, which loggers count from 0."""
+    for name, series in sorted(read_metrics(source.run_dir / "metrics.csv").items()):
+        at = series.values[series.steps == source.global_step - 1]
+        if name.startswith("val/") and len(at):
+            yield f"| validation | {name.removeprefix('val/')} | {at[-1]:.4f} | |"
+
+
+def _tests(source: "Source") -> Iterator[str]:
+    """What the test after training measured, if it was of these weights: the best of the run, else the last."""
+    folder = source.run_dir / "checkpoints"
+    best = sorted(folder.glob("best-*.ckpt"))
+    tested = best or sorted(folder.glob("step-*.ckpt"))
+    if not tested or source.checkpoint.name != tested[-1].name:
+        return
+    for set_name, metrics in _json(source.run_dir / "summary.json").items():
+        for name, found in metrics.items():
+            if isinstance(found, dict) and found.get("value") is not None:
+                ends = [found.get("low"), found.get("high")]
+                interval = "" if None in ends else f"{ends[0]:.4f} to {ends[1]:.4f}"
+                yield f"| {set_name} | {name} | {found['value']:.4f} | {interval} |"
+
+
+def _export(source: "Source", form: "Format", verification: "Verification | None") -> str:
+    facts = [
+        f"`siglightning export --format {form.name}`, siglightning {__version__}.",
+        f"Checkpoint `{source.checkpoint.name}`, SHA-256 `{file_sha256(source.checkpoint)}`.",
+    ]
+    versions = _json(source.run_dir / "env.json").get("versions") or {}
+    trained = [f"{name} {versions[name]}" for name in ("torch", "lightning", "siglightning") if name in versions]
+    if trained:
+        facts.append(f"Trained with {', '.join(trained)}.")
+    if verification is None:
+        facts.append(f"Not read back by {form.library} when it was written (`--verify` does that).")
+    else:
+        facts += [f"Read back by {form.library}; {line}." for line in verification.lines()]
+    return "\n".join(f"- {fact}" for fact in facts) + "\n"
+
+
+def _json(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}

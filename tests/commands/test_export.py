@@ -1,0 +1,229 @@
+"""A trained checkpoint out to each format and back: numbers, refusals, and what is left behind when it goes wrong."""
+
+import json
+import shutil
+
+import pytest
+import torch
+import yaml
+
+from siglightning.cli import main
+from siglightning.commands.export import verify as verify_module
+from siglightning.commands.export.source import read_source
+from siglightning.commands.export.verify import TOLERANCE, verify
+from siglightning.data import PictogramArchive
+from siglightning.data.transforms import resize
+from siglightning.evaluation.retrieval import recall_at_k, retrieval_ranks
+from siglightning.models import TowerConfig, TwoTower
+from siglightning.models.export import FORMATS, load_exported
+from siglightning.models.export.reloaded import Outputs
+
+CLOSE = 1e-5  # what the project promises; fp32 sums in another order differ by some 1e-7
+SIGLIP = {
+    "image_tower": {
+        "name": "timm:vit_base_patch16_siglip_224",
+        "kwargs": {"patch_size": 8, "embed_dim": 16, "depth": 2, "num_heads": 2},
+    },
+    "text_tower": {
+        "name": "local:text_transformer",
+        "kwargs": {"width": 16, "depth": 2, "heads": 2, "pooling": "last", "mask_padding": False, "bottleneck": 8},
+    },
+    "image_size": 32,
+    "context_length": 12,
+}
+BAG = {  # the quickstart's towers, smaller
+    "image_tower": {"name": "local:conv", "kwargs": {"width": 8, "depths": [1, 1], "patch": 8}},
+    "text_tower": {"name": "local:text_transformer", "kwargs": {"width": 16, "depth": 0, "heads": 2, "bottleneck": 8}},
+    "embed_dim": 16,
+    "image_size": 32,
+    "context_length": 12,
+}
+TRAINER = {"max_steps": 3, "accelerator": "cpu", "enable_progress_bar": False, "limit_val_batches": 1,
+           "log_every_n_steps": 1, "num_sanity_val_steps": 0, "val_check_interval": 3}  # fmt: skip
+
+
+def train(folder, network):
+    config = {
+        "model": {
+            "class_path": "siglightning.tasks.ContrastiveTask",
+            "init_args": {"network": {"class_path": "TwoTower", "init_args": network}},
+        },
+        "data": {"class_path": "PictogramDataModule", "init_args": {"global_batch_size": 16, "train_styles": ["noto"]}},
+        "trainer": TRAINER,
+        "test_after_fit": False,
+    }
+    folder.mkdir()
+    (folder / "c.yaml").write_text(json.dumps(config))
+    assert main(["fit", "--config", str(folder / "c.yaml"), "--run_dir", str(folder / "run")]) == 0
+    return folder / "run"
+
+
+@pytest.fixture(scope="module")
+def siglip(tmp_path_factory):
+    return train(tmp_path_factory.mktemp("siglip") / "x", SIGLIP)
+
+
+@pytest.fixture(scope="module")
+def bag(tmp_path_factory):
+    return train(tmp_path_factory.mktemp("bag") / "x", BAG)
+
+
+def run(capsys, *arguments):
+    capsys.readouterr()
+    code = main(["export", *map(str, arguments)])
+    return code, "".join(capsys.readouterr())
+
+
+def everything(folder):
+    return sorted(path.name for path in folder.iterdir())
+
+
+def drawings(network, count=40):
+    archive = PictogramArchive.open()
+    names, rows = archive.concepts["name_en"].to_pylist(), range(0, count * 50, 50)
+    concepts = [archive.pictures["concept"][row].as_py() for row in rows]
+    pictures = resize([archive.read_image(row) for row in rows], network.image_size)
+    return pictures, [str(names[concept]) for concept in concepts]
+
+
+@torch.no_grad()
+def require_same(network, theirs: Outputs, pictures, captions):
+    """Embeddings, logits and recall."""
+    image, text = network(pictures, network.tokenizer(captions))
+    logits = network.log_scale.exp() * image @ text.T + (0 if network.bias is None else network.bias)
+    for ours, other in ((image, theirs.image), (text, theirs.text), (logits, theirs.logits)):
+        assert (ours - other).abs().max() < CLOSE
+    rows = torch.arange(len(captions))
+    for ours, other in (
+        (retrieval_ranks(image, text, rows, rows), retrieval_ranks(theirs.image, theirs.text, rows, rows)),
+        (retrieval_ranks(text, image, rows, rows), retrieval_ranks(theirs.text, theirs.image, rows, rows)),
+    ):
+        assert [recall_at_k(ours, k) for k in (1, 5, 10)] == [recall_at_k(other, k) for k in (1, 5, 10)]
+
+
+@pytest.mark.parametrize("name", ["transformers", "open_clip", "safetensors", "onnx"])
+def test_a_pocket_siglip_goes_to_every_format(siglip, tmp_path, capsys, name):
+    code, printed = run(capsys, siglip, "--format", name, "--out", tmp_path / "deep" / "out", "--verify")
+    assert code == 0, printed
+    assert "tokens of captions: equal\n" in printed  # awkward strings included
+    assert everything(tmp_path) == ["deep"]
+    assert everything(tmp_path / "deep") == ["out"]
+    network = read_source(siglip, None).network
+    theirs = FORMATS[name].reload(tmp_path / "deep" / "out")
+    pictures, captions = drawings(network)
+    require_same(network, theirs.outputs(theirs.pixels(list(pictures)), theirs.tokens(captions)), pictures, captions)
+    card = (tmp_path / "deep" / "out" / "README.md").read_text()
+    assert yaml.safe_load(card.split("---")[1])["pipeline_tag"] == "zero-shot-image-classification"
+    for told in ("PictogramDataModule", "3 optimizer steps", "| validation | i2t_recall@1 |", "step-00000003.ckpt"):
+        assert told in card
+    assert str(tmp_path) not in card
+    assert str(siglip) not in card
+
+
+@pytest.mark.parametrize(("name", "scheme"), [("transformers", "hf:{}"), ("open_clip", "open_clip:local-dir:{}")])
+def test_and_comes_back(siglip, tmp_path, capsys, name, scheme):
+    """Through the towers by which anyone would train on."""
+    assert run(capsys, siglip, "--format", name, "--out", tmp_path / "out")[0] == 0
+    network = read_source(siglip, None).network
+    config = TowerConfig(scheme.format(tmp_path / "out"), pretrained=True)
+    length = network.context_length
+    back = TwoTower(config, config, context_length=length, tokenizer=None if name == "transformers" else "clip").eval()
+    with torch.no_grad():
+        back.log_scale.copy_(network.log_scale)  # towers are loaded by name, t' and b are not theirs
+        back.bias.copy_(network.bias)
+        pictures, captions = drawings(network)
+        image, text = back(pictures, back.tokenizer(captions))
+    logits = back.log_scale.exp() * image @ text.T + back.bias
+    require_same(network, Outputs(image, text, logits.detach()), pictures, captions)
+
+
+def test_a_bag_of_words_goes_to_onnx_and_safetensors(bag, tmp_path, capsys):
+    network = read_source(bag, None).network
+    pictures, captions = drawings(network)
+    for name in ("onnx", "safetensors"):
+        assert run(capsys, bag, "--format", name, "--out", tmp_path / name, "--verify")[0] == 0
+        theirs = FORMATS[name].reload(tmp_path / name)
+        for count in (1, 7, 40):  # any batch
+            out = theirs.outputs(theirs.pixels(list(pictures[:count])), theirs.tokens(captions[:count]))
+            require_same(network, out, pictures[:count], captions[:count])
+    back = load_exported(tmp_path / "safetensors")
+    assert all(torch.equal(value, back.state_dict()[key]) for key, value in network.state_dict().items())
+
+
+def test_what_a_format_cannot_hold_is_refused_before_anything_is_written(bag, tmp_path, capsys):
+    for name, reason in (("transformers", "projects pictures"), ("open_clip", "local:conv")):
+        code, printed = run(capsys, bag, "--format", name, "--out", tmp_path / "new" / "out")
+        assert code == 2
+        assert f"{name} cannot hold this network" in printed
+        assert reason in printed
+        assert "Formats that can: safetensors, onnx." in printed
+    assert everything(tmp_path) == []
+
+
+def test_mistakes_typed_by_hand(siglip, tmp_path, capsys):
+    for typed, meant in (("open-clip", "open_clip"), ("Transformers", "transformers"), ("safetensor", "safetensors")):
+        code, printed = run(capsys, siglip, "--format", typed, "--out", tmp_path / "out")
+        assert (code, f"Nearest: {meant}" in printed) == (2, True)
+    code, printed = run(capsys, tmp_path / "no-run", "--format", "onnx", "--out", tmp_path / "out")
+    assert (code, "export expects a checkpoint file or the directory of a run" in printed) == (2, True)
+    assert run(capsys, siglip, "--out", tmp_path / "out")[0] == 2
+    assert everything(tmp_path) == []
+
+
+def test_a_folder_that_is_there_is_left_alone(siglip, tmp_path, capsys):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "mine.txt").write_text("mine")
+    code, printed = run(capsys, siglip, "--format", "safetensors", "--out", tmp_path / "out")
+    assert (code, "exists already" in printed) == (2, True)
+    assert everything(tmp_path / "out") == ["mine.txt"]
+    (tmp_path / "out" / "mine.txt").unlink()
+    assert run(capsys, siglip, "--format", "safetensors", "--out", tmp_path / "out")[0] == 0  # an empty one serves
+    assert everything(tmp_path) == ["out"]
+
+
+def test_a_checkpoint_by_itself_needs_its_configuration(siglip, tmp_path, capsys):
+    shutil.copy(siglip / "checkpoints" / "step-00000003.ckpt", tmp_path / "my.ckpt")
+    order = [tmp_path / "my.ckpt", "--format", "safetensors", "--out", tmp_path / "out"]
+    code, printed = run(capsys, *order)
+    assert (code, "Give it with --config FILE" in printed) == (2, True)
+    assert run(capsys, *order, "--config", siglip / "config.yaml", "--verify")[0] == 0
+    other = yaml.safe_load((siglip / "config.yaml").read_text())
+    other["model"]["init_args"]["network"]["init_args"]["image_tower"]["kwargs"]["embed_dim"] = 32
+    (tmp_path / "other.yaml").write_text(yaml.safe_dump(other))
+    code, printed = run(capsys, *order[:-1], tmp_path / "out2", "--config", tmp_path / "other.yaml")
+    assert (code, "is a checkpoint of another model" in printed) == (2, True)
+
+
+def test_wrong_numbers_leave_nothing_behind(siglip, tmp_path, capsys, monkeypatch):
+    """The written weights differ a little from what was trained: found by reading them back."""
+
+    def shifted(network, theirs):
+        with torch.no_grad():
+            network.bias += 10 * TOLERANCE
+        return verify(network, theirs)
+
+    monkeypatch.setattr(verify_module, "verify", shifted)
+    code, printed = run(capsys, siglip, "--format", "safetensors", "--out", tmp_path / "a" / "out", "--verify")
+    assert (code, "is not what was trained" in printed) == (2, True)
+    assert everything(tmp_path) == []
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError])
+def test_a_crash_while_verifying_leaves_nothing_behind(siglip, tmp_path, monkeypatch, error):
+    def crash(network, theirs):
+        raise error("the machine is gone")
+
+    monkeypatch.setattr(verify_module, "verify", crash)
+    with pytest.raises(error):
+        main(["export", str(siglip), "--format", "safetensors", "--out", str(tmp_path / "a" / "out"), "--verify"])
+    assert everything(tmp_path) == []
+
+
+def test_a_moved_open_clip_folder_says_where_it_was(siglip, tmp_path, capsys):
+    _, printed = run(capsys, siglip, "--format", "open_clip", "--out", tmp_path / "out")
+    assert "names its own place" in printed
+    config = json.loads((tmp_path / "out" / "open_clip_config.json").read_text())
+    assert config["model_cfg"]["vision_cfg"]["timm_model_name"] == f"local-dir:{tmp_path / 'out' / 'image_tower'}"
+    (tmp_path / "out").rename(tmp_path / "moved")
+    FORMATS["open_clip"].settle(tmp_path / "moved", tmp_path / "moved")
+    FORMATS["open_clip"].reload(tmp_path / "moved")
