@@ -147,14 +147,7 @@ class SigCLI(LightningCLI):
     @override
     def before_instantiate_classes(self) -> None:
         config = self.config[self.subcommand]
-        require_known("trainer.strategy", config.trainer.strategy, StrategyRegistry.available_strategies())
-        require_known("trainer.accelerator", config.trainer.accelerator, AcceleratorRegistry.available_accelerators())
-        require_file(config.ckpt_path)
-        if config.trainer.default_root_dir is not None:
-            raise ValueError(
-                f"Everything of a run goes into one directory: use --run_dir {config.trainer.default_root_dir} "
-                "instead of trainer.default_root_dir."
-            )
+        refuse_at_once(config)
         resolve_length(config)
         self.session.open(str(self.subcommand), config)
         if self.subcommand == "fit" and self.session.start.checkpoint is None:
@@ -288,6 +281,22 @@ class SigCLI(LightningCLI):
                 ckpt_path=best,
                 weights_only=True if best else None,
             )
+
+
+def refuse_at_once(config: Any) -> None:
+    """Refuse what can be told from a parsed configuration alone.
+
+    Raises:
+        ValueError: an unknown strategy or accelerator, a checkpoint that is not there, or a second directory.
+    """
+    require_known("trainer.strategy", config.trainer.strategy, StrategyRegistry.available_strategies())
+    require_known("trainer.accelerator", config.trainer.accelerator, AcceleratorRegistry.available_accelerators())
+    require_file(config.ckpt_path)
+    if config.trainer.default_root_dir is not None:
+        raise ValueError(
+            f"Everything of a run goes into one directory: use --run_dir {config.trainer.default_root_dir} "
+            "instead of trainer.default_root_dir."
+        )
 
 
 def silence_advertisements() -> None:

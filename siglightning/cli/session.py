@@ -63,9 +63,7 @@ class Session:
         Raises:
             ValueError: the directory may not be used; the message says how to go on.
         """
-        parent = Path("embeddings" if command == "embed" else "runs")
-        config.run_dir = config.run_dir or str(parent / (name_of_run(self.arguments) or "run"))
-        run_dir = RunDir(Path(config.run_dir))
+        run_dir = self._name(config, "embeddings" if command == "embed" else "runs")
         if config.trainer.fast_dev_run:
             return
         if command == "embed":
@@ -88,6 +86,21 @@ class Session:
         else:
             self.run_dir = run_dir
             self.start = find_start(run_dir, config.resume)
+
+    def look(self, config: Any) -> None:
+        """Decide what ``fit`` would do in its directory; nothing is taken or written.
+
+        Raises:
+            ValueError: as :meth:`open`, but for a directory that cannot be written.
+        """
+        self.run_dir = self._name(config, "runs")
+        self.start = decide_start(
+            self.run_dir, config.resume, Limits(config.trainer.max_steps, config.trainer.max_epochs)
+        )
+
+    def _name(self, config: Any, parent: str) -> RunDir:
+        config.run_dir = config.run_dir or str(Path(parent) / (name_of_run(self.arguments) or "run"))
+        return RunDir(Path(config.run_dir))
 
     def _take(self, run_dir: RunDir) -> None:
         self.run_dir = run_dir

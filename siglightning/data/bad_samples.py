@@ -8,7 +8,7 @@ from pathlib import Path
 from siglightning.data.images import BadSampleError
 
 LOG_NAME = "bad_samples.jsonl"
-_ENOUGH = 200  # samples, before a share says anything
+ENOUGH = 200  # samples, before a share says anything
 
 
 class BadSampleLog:
@@ -31,6 +31,11 @@ class BadSampleLog:
         self.seen = 0
         self._written: set[str] = set()
 
+    @property
+    def keys(self) -> list[str]:
+        """Of the samples that could not be used."""
+        return sorted(self._written)
+
     def good(self) -> None:
         """Count a sample that could be used."""
         self.seen += 1
@@ -52,7 +57,7 @@ class BadSampleLog:
 
     def _check(self) -> None:
         bad = self.reasons.total()
-        if bad <= self.max_fraction * max(self.seen, _ENOUGH):
+        if bad <= self.max_fraction * max(self.seen, ENOUGH):
             return
         reasons = ", ".join(f"{count} {reason}" for reason, count in self.reasons.most_common())
         worst = [f"{place} ({count})" for place, count in self._places.most_common(5) if place]

@@ -126,19 +126,29 @@ def size_of(network: TwoTower) -> ModelSize:
     )
 
 
-def shape_of(task: ContrastiveTask, precision: Precision, *, stored_features: bool = False) -> Shape:
-    """What a step of a task needs; the optimizer takes one step on the meta device."""
+def shape_of(
+    task: ContrastiveTask, precision: Precision, *, stored_features: bool = False, optimizer_bytes: int | None = None
+) -> Shape:
+    """What a step of a task needs.
+
+    Args:
+        task: with its network on the meta device, unless ``optimizer_bytes`` are given.
+        precision: of the run.
+        stored_features: as for :func:`make_plan`.
+        optimizer_bytes: of the optimizer's state; ``None``: it takes one step on the meta device to find out.
+    """
     network, itemsize = task.network, precision.weights.itemsize
-    optimizer = build_optimizer(
-        task, task.optimizer_factory, task.rules, task.scalar_lr_mult, task.weight_decay_convention
-    )
+    if optimizer_bytes is None:
+        optimizer_bytes = state_bytes(
+            build_optimizer(task, task.optimizer_factory, task.rules, task.scalar_lr_mult, task.weight_decay_convention)
+        )
     image, text = tower_footprints(network, precision)
     picture = 4 * network.image_tower.width if stored_features else 3 * network.image_size**2
     return Shape(
         parameter_bytes(network, itemsize),
         parameter_bytes(network, itemsize, trained=True),
         max((p.numel() for p in network.parameters() if p.requires_grad), default=0) * itemsize,
-        state_bytes(optimizer),
+        optimizer_bytes,
         image,
         text,
         picture + 8 * network.context_length,
