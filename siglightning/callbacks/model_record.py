@@ -7,6 +7,8 @@ from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
+from siglightning.models.token_record import TokenRecord
+from siglightning.models.tokenizers import Tokenizer
 from siglightning.runtime.files import write_text
 
 FILE_NAME = "model.json"
@@ -17,8 +19,9 @@ class ModelRecord(Callback):
     """Writes ``model.json`` into the run directory when training begins.
 
     It holds the task's class, the image tower's name, the number of ``parameters``, how many of them are ``trained``
-    (those that an optimizer has, now or in a later epoch), and the number of ``classes`` where the data have names for
-    them. A parameter that two modules share counts once.
+    (those that an optimizer has, now or in a later epoch), the number of ``classes`` where the data have names for
+    them, and how captions become ids (``text``, a :class:`~siglightning.models.token_record.TokenRecord`). A parameter
+    that two modules share counts once.
     """
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -44,10 +47,12 @@ def _describe(trainer: Trainer, module: LightningModule) -> dict[str, Any]:
     groups = [group for optimizer in trainer.optimizers for group in optimizer.param_groups]
     trained = {id(parameter): parameter.numel() for group in groups for parameter in group["params"]}
     class_names = getattr(getattr(trainer, "datamodule", None), "class_names", None)
+    tokenizer = getattr(getattr(module, "network", None), "tokenizer", None)
     return {
         "task": type(module).__name__,
         "model": model_name(module),
         "parameters": sum(parameter.numel() for parameter in module.parameters()),
         "trained": sum(trained.values()),
         "classes": len(class_names) if class_names else None,
+        "text": TokenRecord.of(tokenizer).values() if isinstance(tokenizer, Tokenizer) else None,
     }

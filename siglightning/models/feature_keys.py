@@ -16,7 +16,7 @@ from siglightning.batch import Resizing
 from siglightning.models.tokenizers import Tokenizer
 from siglightning.models.towers import ImageTower, TextTower
 
-_PROBES = (  # captions on which tokenizers differ: case, punctuation, accents, scripts, emoji, length
+PROBES = (  # captions on which tokenizers differ: case, punctuation, accents, scripts, emoji, length
     "A photo of TWO dogs, running!",
     "it's 12:30 – naïve café_menu #1 (50%)",
     "Ein großer Hund; 大きな犬 큰 개 большая собака كلب كبير कुत्ता",
@@ -39,7 +39,7 @@ def image_key(tower: ImageTower) -> str:
 
 def text_key(tower: TextTower, tokenizer: Tokenizer) -> str:
     """Identity of a text tower's features, 16 hexadecimal digits: weights, and what the tokenizer makes of captions."""
-    return _digest(tower, [tokenizer.context_length, tokenizer(_PROBES).tolist()])
+    return _digest(tower, [tokenizer.context_length, tokenizer(PROBES).tolist()])
 
 
 def _digest(tower: nn.Module, preparation: list[Any]) -> str:

@@ -154,7 +154,7 @@ def test_a_test_leaves_annotated_pictures_and_pages(tested):
 def test_the_model_is_recorded(tested):
     assert json.loads((tested[0] / "model.json").read_text()) == {
         "task": "SmallClassifier", "model": "SmallClassifier", "parameters": 8 * (3 * 12**2 + 1),
-        "trained": 8 * (3 * 12**2 + 1), "classes": 8,
+        "trained": 8 * (3 * 12**2 + 1), "classes": 8, "text": None,
     }  # fmt: skip
 
 
