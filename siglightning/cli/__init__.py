@@ -22,6 +22,7 @@ COMMANDS = {
     "predict": "write a trained run's predictions",
     "embed": "store the features of locked towers, to train on them",
     "plan": "parameters, steps and memory of a run, before there are data or devices",
+    "doctor": "look for what would go wrong in a run, on its data and devices, before it costs anything",
 }
 OTHERS = {
     "bench": "measure the losses on this machine: siglightning bench loss --help",
@@ -46,6 +47,7 @@ often used:
   --debug               show the traceback of every error
   --print_config        print the resulting configuration and stop
   --devices 4,16,32     of plan, which also takes --memory_gib N and --out FILE
+  --checkpoint PATH     of doctor, which also takes --json FILE, --samples N and --strict
 
 siglightning COMMAND --help lists every key. Version: siglightning --version.
 First steps: siglightning fit --config quickstart
@@ -79,6 +81,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         arguments = resolve_arguments(arguments)
         if arguments[0] == "plan":
             return _run_plan(arguments[1:], trusted, debug=debug)
+        if arguments[0] == "doctor":
+            return _run_doctor(arguments[1:], trusted, debug=debug)
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -107,6 +111,25 @@ def _run_plan(arguments: list[str], trusted: Sequence[str], *, debug: bool) -> i
 
     counted = [int(number) for number in counts] or [4, 16, 32]
     return int(run_plan(arguments, trusted, counted, gib, out[-1] if out else None, debug=debug))
+
+
+def _run_doctor(arguments: list[str], trusted: Sequence[str], *, debug: bool) -> int:
+    """Take what only ``doctor`` knows from the arguments; the others are those of ``fit``.
+
+    Raises:
+        ValueError: a number of samples that is none.
+    """
+    arguments, strict = _take_flag(arguments, "--strict")
+    arguments, checkpoint = _take_values(arguments, "--checkpoint")
+    arguments, report = _take_values(arguments, "--json")
+    arguments, samples = _take_values(arguments, "--samples")
+    if not all(number.isdigit() and int(number) > 0 for number in samples):
+        raise ValueError(f"--samples expects how many pictures of each set to look at, got {samples[-1]!r}.")
+    from siglightning.cli.doctor import DoctorOptions, run_doctor
+
+    count = int(samples[-1]) if samples else DoctorOptions.samples
+    options = DoctorOptions(([None, *checkpoint])[-1], ([None, *report])[-1], count, strict, debug)
+    return int(run_doctor(arguments, trusted, options))
 
 
 def _run_other(name: str, arguments: Sequence[str]) -> int:
@@ -147,7 +170,7 @@ def _take_values(arguments: list[str], flag: str) -> tuple[list[str], list[str]]
             continue
         value = value if equals else next(remaining, "")
         if not value or value.startswith("-"):
-            raise ValueError(f"{flag} expects a package, got nothing.")
+            raise ValueError(f"{flag} expects a value, got nothing.")
         values.append(value)
     return rest, values
 

@@ -40,7 +40,7 @@ def test_help_and_version_need_no_torch_and_half_a_second(arguments):
         (["fit", "--config", "quickstrat"], "There is no configuration file 'quickstrat'"),
         (["fit", "--config", "logger/wandbb.yaml"], "Did you mean logger/wandb"),
         (["fit", "--config"], "--config expects a file"),
-        (["fit", "--trust_imports"], "--trust_imports expects a package"),
+        (["fit", "--trust_imports"], "--trust_imports expects a value"),
     ],
 )
 def test_first_mistakes_get_one_line_without_torch(arguments, expected):
