@@ -165,7 +165,7 @@ def test_mistakes_typed_by_hand(siglip, tmp_path, capsys):
         code, printed = run(capsys, siglip, "--format", typed, "--out", tmp_path / "out")
         assert (code, f"Nearest: {meant}" in printed) == (2, True)
     code, printed = run(capsys, tmp_path / "no-run", "--format", "onnx", "--out", tmp_path / "out")
-    assert (code, "export expects a checkpoint file or the directory of a run" in printed) == (2, True)
+    assert (code, "Expected a checkpoint file or the directory of a run" in printed) == (2, True)
     assert run(capsys, siglip, "--out", tmp_path / "out")[0] == 2
     assert everything(tmp_path) == []
 
