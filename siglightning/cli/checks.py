@@ -7,7 +7,7 @@ from typing import Any
 import yaml
 
 from siglightning.cli.hints import nearest
-from siglightning.tasks.initial_weights import require_source
+from siglightning.models.interop import require_source
 
 
 def require_known(key: str, value: Any, known: Iterable[str]) -> None:
@@ -48,7 +48,7 @@ def require_one_beginning(init_from: str | None, ckpt_path: str | None) -> None:
             f"--init_from begins a run with the weights of {init_from}, --ckpt_path goes on with all of {ckpt_path}. "
             "Give one of them."
         )
-    require_source(init_from)
+    require_source(init_from, "init_from")
 
 
 def config_changes(before: str, after: str) -> list[str]:

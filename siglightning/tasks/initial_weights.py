@@ -18,7 +18,7 @@ from lightning.pytorch import LightningModule
 from torch import Tensor
 
 from siglightning.models import ImageEncoder, TwoTower
-from siglightning.models.interop import open_checkpoint
+from siglightning.models.interop import open_checkpoint, require_source
 from siglightning.models.interop.from_run import is_run
 from siglightning.models.lora import is_adapter
 from siglightning.models.positions import PatchGrid, resize_tables
@@ -40,7 +40,6 @@ _PREFIXES = {
 }
 BIAS_RULE = "b = -log(B - 1) of the batch, since the checkpoint has none (softmax)"
 _MAY_BE_NEW = (TEXT, "t'", "b", ADAPTERS)
-_SCHEMES = ("hf:", "open_clip:")
 _MAY_STAY_BEHIND = (TEXT, "t'", "b")
 
 
@@ -144,26 +143,9 @@ def begin_from(task: LightningModule, path: str | Path) -> InitialWeights:
     return begun
 
 
-def require_source(path: str) -> None:
-    """Refuse what :func:`begin_from` could not read, as far as that can be told before anything is built.
-
-    Raises:
-        ValueError: there is nothing of that name.
-    """
-    if path.startswith(_SCHEMES):
-        return
-    if not Path(path).exists():
-        raise ValueError(
-            f"init_from expects a checkpoint file or a directory, got {path!r}, which does not exist. A model of "
-            "another library by name is written hf:NAME or open_clip:NAME."
-        )
-    if is_run(Path(path)):
-        find_checkpoint(Path(path))
-
-
 def _read(path: str | Path, network: Any) -> tuple[InitialWeights, dict[str, Tensor], list[str]]:
     """What is begun with, its weights by the names of a task, and the classes of its classifier."""
-    require_source(str(path))
+    require_source(str(path), "init_from")
     if is_run(Path(path)):
         checkpoint = find_checkpoint(Path(path))
         content = read_weights(checkpoint)

@@ -1,8 +1,13 @@
 """A trained checkpoint out to each format and back: numbers, refusals, and what is left behind when it goes wrong."""
 
+import hashlib
 import json
+import re
 import shutil
+import sys
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import yaml
@@ -14,9 +19,15 @@ from siglightning.commands.export.verify import TOLERANCE, verify
 from siglightning.data import PictogramArchive
 from siglightning.data.transforms import resize
 from siglightning.evaluation.retrieval import recall_at_k, retrieval_ranks
-from siglightning.models import TowerConfig, TwoTower
-from siglightning.models.export import FORMATS, load_exported
+from siglightning.models import TwoTower, load_two_tower
+from siglightning.models.export import FORMATS
 from siglightning.models.export.reloaded import Outputs
+from siglightning.models.interop import open_checkpoint
+from siglightning.tasks import ContrastiveTask, begin_from
+
+sys.path.append(str(Path(__file__).parents[1] / "models"))
+import foreign
+from foreign import as_big_vision, open_clip_model, sentencepiece_file
 
 CLOSE = 1e-5  # what the project promises; fp32 sums in another order differ by some 1e-7
 SIGLIP = {
@@ -42,11 +53,11 @@ TRAINER = {"max_steps": 3, "accelerator": "cpu", "enable_progress_bar": False, "
            "log_every_n_steps": 1, "num_sanity_val_steps": 0, "val_check_interval": 3}  # fmt: skip
 
 
-def train(folder, network):
+def train(folder, network, *options, class_path="TwoTower"):
     config = {
         "model": {
             "class_path": "siglightning.tasks.ContrastiveTask",
-            "init_args": {"network": {"class_path": "TwoTower", "init_args": network}},
+            "init_args": {"network": {"class_path": class_path, "init_args": network}},
         },
         "data": {"class_path": "PictogramDataModule", "init_args": {"global_batch_size": 16, "train_styles": ["noto"]}},
         "trainer": TRAINER,
@@ -54,7 +65,7 @@ def train(folder, network):
     }
     folder.mkdir()
     (folder / "c.yaml").write_text(json.dumps(config))
-    assert main(["fit", "--config", str(folder / "c.yaml"), "--run_dir", str(folder / "run")]) == 0
+    assert main(["fit", "--config", str(folder / "c.yaml"), "--run_dir", str(folder / "run"), *options]) == 0
     return folder / "run"
 
 
@@ -108,10 +119,12 @@ def test_a_pocket_siglip_goes_to_every_format(siglip, tmp_path, capsys, name):
     assert "tokens of captions: equal\n" in printed  # awkward strings included
     assert everything(tmp_path) == ["deep"]
     assert everything(tmp_path / "deep") == ["out"]
-    network = read_source(siglip, None).network
+    network = read_source(str(siglip)).network
     theirs = FORMATS[name].reload(tmp_path / "deep" / "out")
     pictures, captions = drawings(network)
-    require_same(network, theirs.outputs(theirs.pixels(list(pictures)), theirs.tokens(captions)), pictures, captions)
+    for count in (1, 7, 40):  # any batch, of ONNX's graphs too
+        out = theirs.outputs(theirs.pixels(list(pictures[:count])), theirs.tokens(captions[:count]))
+        require_same(network, out, pictures[:count], captions[:count])
     card = (tmp_path / "deep" / "out" / "README.md").read_text()
     assert yaml.safe_load(card.split("---")[1])["pipeline_tag"] == "zero-shot-image-classification"
     for told in ("PictogramDataModule", "3 optimizer steps", "| validation | i2t_recall@1 |", "step-00000003.ckpt"):
@@ -120,25 +133,66 @@ def test_a_pocket_siglip_goes_to_every_format(siglip, tmp_path, capsys, name):
     assert str(siglip) not in card
 
 
-@pytest.mark.parametrize(("name", "scheme"), [("transformers", "hf:{}"), ("open_clip", "open_clip:local-dir:{}")])
-def test_and_comes_back(siglip, tmp_path, capsys, name, scheme):
-    """Through the towers by which anyone would train on."""
+# Whether weights keep their names, so that nothing is computed in another order.
+COMES_BACK = {"safetensors": True, "transformers": False, "open_clip": False}
+
+
+@pytest.mark.parametrize("name", COMES_BACK)
+def test_and_comes_back(siglip, tmp_path, capsys, name):
+    """Run, export, network: by `load_two_tower`, and by `--init_from` into towers of the same library."""
     assert run(capsys, siglip, "--format", name, "--out", tmp_path / "out")[0] == 0
-    network = read_source(siglip, None).network
-    config = TowerConfig(scheme.format(tmp_path / "out"), pretrained=True)
-    length = network.context_length
-    back = TwoTower(config, config, context_length=length, tokenizer=None if name == "transformers" else "clip").eval()
-    with torch.no_grad():
-        back.log_scale.copy_(network.log_scale)  # towers are loaded by name, t' and b are not theirs
-        back.bias.copy_(network.bias)
-        pictures, captions = drawings(network)
-        image, text = back(pictures, back.tokenizer(captions))
-    logits = back.log_scale.exp() * image @ text.T + back.bias
-    require_same(network, Outputs(image, text, logits.detach()), pictures, captions)
+    network, back = read_source(str(siglip)).network, load_two_tower(tmp_path / "out").eval()
+    pictures, captions = drawings(network)
+    require_same_values(network, back, pictures, captions, to_the_bit=COMES_BACK[name])
+    checkpoint = open_checkpoint(tmp_path / "out")
+    assert checkpoint.kind == name
+    task = ContrastiveTask(network=TwoTower(**checkpoint.arguments))
+    assert begin_from(task, tmp_path / "out").taken.keys() >= {"image tower", "text side", "t'", "b"}
+    require_same_values(back, task.network.eval(), pictures, captions, to_the_bit=True)
+
+
+@torch.no_grad()
+def require_same_values(network, other, pictures, captions, *, to_the_bit):
+    """t', b, tokens, the preparation of pictures, embeddings, logits and recall."""
+    assert torch.equal(network.log_scale, other.log_scale)
+    assert torch.equal(network.bias, other.bias)
+    ids, theirs = network.tokenizer(captions), other.tokenizer(captions)
+    pads = (network.tokenizer.pad_id, other.tokenizer.pad_id)  # where that of ours is an ordinary token: docs/export.md
+    assert torch.equal(ids.masked_fill(ids == pads[0], -1), theirs.masked_fill(theirs == pads[1], -1))
+    image, text = other(pictures, theirs)
+    require_same(network, Outputs(image, text, other.log_scale.exp() * image @ text.T + other.bias), pictures, captions)
+    assert (network.image_tower.mean, network.image_tower.std) == (other.image_tower.mean, other.image_tower.std)
+    assert (network.resizing.crop, network.resizing.interpolation) == (
+        other.resizing.crop,
+        other.resizing.interpolation,
+    )
+    if to_the_bit:
+        mine, yours = network.state_dict(), other.state_dict()
+        assert all(torch.equal(mine[key], yours[key]) for key in {*mine, *yours})
+        assert network.resizing == other.resizing
+
+
+def test_runs_that_began_with_others_go_out(siglip, tmp_path, capsys):
+    """With `--init_from` and adapters, and with a network that loads itself; then out and back again."""
+    assert run(capsys, siglip, "--format", "safetensors", "--out", tmp_path / "out")[0] == 0
+    runs = [
+        train(tmp_path / "lora", SIGLIP | {"lora": {"rank": 2}}, "--init_from", str(siglip)),
+        train(tmp_path / "loaded", {"source": str(tmp_path / "out")}, class_path="siglightning.models.load_two_tower"),
+    ]
+    for number, path in enumerate(runs):
+        source = read_source(str(path))
+        assert source.checkpoint.origin.global_step == 3
+        assert not any("lora" in name for name in source.network.state_dict())
+        out = tmp_path / f"again{number}"
+        code, printed = run(capsys, path, "--format", "transformers", "--out", out, "--verify")
+        assert code == 0, printed
+        pictures, captions = drawings(source.network)
+        require_same_values(source.network, load_two_tower(out).eval(), pictures, captions, to_the_bit=False)
+        assert not torch.equal(source.network.bias, read_source(str(siglip)).network.bias)  # it was trained on
 
 
 def test_a_bag_of_words_goes_to_onnx_and_safetensors(bag, tmp_path, capsys):
-    network = read_source(bag, None).network
+    network = read_source(str(bag)).network
     pictures, captions = drawings(network)
     for name in ("onnx", "safetensors"):
         assert run(capsys, bag, "--format", name, "--out", tmp_path / name, "--verify")[0] == 0
@@ -146,7 +200,7 @@ def test_a_bag_of_words_goes_to_onnx_and_safetensors(bag, tmp_path, capsys):
         for count in (1, 7, 40):  # any batch
             out = theirs.outputs(theirs.pixels(list(pictures[:count])), theirs.tokens(captions[:count]))
             require_same(network, out, pictures[:count], captions[:count])
-    back = load_exported(tmp_path / "safetensors")
+    back = load_two_tower(tmp_path / "safetensors")
     assert all(torch.equal(value, back.state_dict()[key]) for key, value in network.state_dict().items())
 
 
@@ -165,7 +219,7 @@ def test_mistakes_typed_by_hand(siglip, tmp_path, capsys):
         code, printed = run(capsys, siglip, "--format", typed, "--out", tmp_path / "out")
         assert (code, f"Nearest: {meant}" in printed) == (2, True)
     code, printed = run(capsys, tmp_path / "no-run", "--format", "onnx", "--out", tmp_path / "out")
-    assert (code, "Expected a checkpoint file or the directory of a run" in printed) == (2, True)
+    assert (code, "which does not exist" in printed) == (2, True)
     assert run(capsys, siglip, "--out", tmp_path / "out")[0] == 2
     assert everything(tmp_path) == []
 
@@ -185,13 +239,13 @@ def test_a_checkpoint_by_itself_needs_its_configuration(siglip, tmp_path, capsys
     shutil.copy(siglip / "checkpoints" / "step-00000003.ckpt", tmp_path / "my.ckpt")
     order = [tmp_path / "my.ckpt", "--format", "safetensors", "--out", tmp_path / "out"]
     code, printed = run(capsys, *order)
-    assert (code, "Give it with --config FILE" in printed) == (2, True)
+    assert (code, "on the command line --config FILE" in printed) == (2, True)
     assert run(capsys, *order, "--config", siglip / "config.yaml", "--verify")[0] == 0
     other = yaml.safe_load((siglip / "config.yaml").read_text())
     other["model"]["init_args"]["network"]["init_args"]["image_tower"]["kwargs"]["embed_dim"] = 32
     (tmp_path / "other.yaml").write_text(yaml.safe_dump(other))
     code, printed = run(capsys, *order[:-1], tmp_path / "out2", "--config", tmp_path / "other.yaml")
-    assert (code, "is a checkpoint of another model" in printed) == (2, True)
+    assert (code, "does not fit the network that it describes: image_tower" in printed) == (2, True)
 
 
 def test_wrong_numbers_leave_nothing_behind(siglip, tmp_path, capsys, monkeypatch):
@@ -227,3 +281,41 @@ def test_a_moved_open_clip_folder_says_where_it_was(siglip, tmp_path, capsys):
     (tmp_path / "out").rename(tmp_path / "moved")
     FORMATS["open_clip"].settle(tmp_path / "moved", tmp_path / "moved")
     FORMATS["open_clip"].reload(tmp_path / "moved")
+
+
+def foreign_sources(folder):
+    """One of each library, at random, and what has to be said of it."""
+    tokenizer = ["--tokenizer", sentencepiece_file(folder / "small.model")]
+    foreign.siglip().save_pretrained(folder / "siglip")
+    np.savez(folder / "siglip.npz", **as_big_vision(foreign.siglip()))
+    model, config = open_clip_model(folder, "clip")
+    torch.save(model.state_dict(), folder / "clip.pt")
+    return {
+        "transformers": [folder / "siglip", *tokenizer],
+        "big_vision": [folder / "siglip.npz", *tokenizer],
+        "open_clip": [folder / "clip.pt", *tokenizer, "--architecture", config],
+    }
+
+
+@torch.no_grad()
+def test_checkpoints_of_other_libraries_go_out(tmp_path, capsys):
+    """Their cards say what is known: name, kind and checksum, and nothing of data, recipe and metrics."""
+    for kind, order in foreign_sources(tmp_path).items():
+        out = tmp_path / f"out_{kind}"
+        code, printed = run(capsys, *order, "--format", "safetensors", "--out", out, "--verify")
+        assert code == 0, printed
+        assert f"Exporting {order[0]} (of {kind}) to safetensors" in printed
+        back, options = load_two_tower(out, init_bias=None if kind == "open_clip" else "auto").eval(), {}
+        if kind == "open_clip":
+            options = {"architecture": str(order[-1]), "init_bias": None}
+        direct = load_two_tower(order[0], tokenizer=str(order[2]), **options).eval()
+        assert all(torch.equal(value, back.state_dict()[name]) for name, value in direct.state_dict().items())
+        assert (direct.image_tower.mean, direct.resizing) == (back.image_tower.mean, back.resizing)
+        assert torch.equal(direct.tokenizer(["two dogs"]), back.tokenizer(["two dogs"]))
+        card = (out / "README.md").read_text()
+        file = order[0] / "model.safetensors" if order[0].is_dir() else order[0]
+        assert f"# {order[0].name}\n" in card
+        assert f"From `{order[0].name}`, a checkpoint of kind {kind}." in card
+        assert f"`{file.name}`, SHA-256 `{hashlib.sha256(file.read_bytes()).hexdigest()}`" in card
+        assert str(tmp_path) not in card
+        assert re.findall("^## (.*)$", card, re.MULTILINE) == ["Use", "Export"]

@@ -2,6 +2,7 @@
 
 import json
 import zlib
+from dataclasses import replace
 
 import pytest
 import torch
@@ -12,9 +13,12 @@ from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
 from tokenizers.processors import TemplateProcessing
 
+from siglightning.batch import Resizing
+from siglightning.data import PictogramArchive
 from siglightning.data.transforms import resize
-from siglightning.models import SaliencyMasking, Tokenizer, TowerConfig, TwoTower
+from siglightning.models import SaliencyMasking, Tokenizer, TowerConfig, TwoTower, load_two_tower
 from siglightning.models.export import FORMATS, UnheldError, refusal
+from siglightning.models.export.pictures import squares
 from siglightning.models.export.tokenizer_files import fast_tokenizer, for_transformers
 from siglightning.models.lora import Lora, merge_adapters
 
@@ -132,6 +136,30 @@ def test_another_library_computes_the_same(tmp_path, case):
     assert (x - out.image).abs().max() < CLOSE
     assert (y - out.text).abs().max() < CLOSE
     assert (logits - out.logits).abs().max() < CLOSE
+
+
+@pytest.mark.parametrize("crop", [None, 1.0, 0.875])
+@pytest.mark.parametrize("interpolation", ["bicubic", "bilinear"])
+def test_files_tell_how_pictures_become_squares(tmp_path, crop, interpolation):
+    """By transformers from the file, by Pillow and NumPy as ONNX's users would, and by ourselves who wrote it."""
+    network = TwoTower(SIGLIP_IMAGE, SIGLIP_TEXT, image_size=32, context_length=70)
+    resizing = Resizing(crop, interpolation, "even" if crop is None else "down")
+    network.resizing = network.image_tower.resizing = resizing
+    FORMATS["transformers"].write(network, tmp_path, {})
+    archive = PictogramArchive.open()
+    drawings = [archive.read_image(row) for row in range(0, 800, 100)]
+    pictures = [torch.cat(drawings[:2], dim=1), torch.cat(drawings[2:5], dim=2), *drawings[5:]]  # high, wide, square
+    ours = resize(pictures, 32, resizing)
+    theirs = transformers.AutoImageProcessor.from_pretrained(tmp_path)(images=pictures, return_tensors="pt")
+    assert (network.normalise(ours) - theirs["pixel_values"]).abs().max() < CLOSE
+    config = json.loads((tmp_path / "preprocessor_config.json").read_text())
+    by_pillow = torch.from_numpy(squares(pictures, config)).permute(0, 3, 1, 2)
+    exact = resize(pictures, 32, replace(resizing, resampler="pillow"))
+    assert torch.equal(by_pillow, exact)
+    back = load_two_tower(tmp_path)
+    read = back.resizing
+    assert back.context_length == 70  # beyond the 64 of every SigLIP that was published
+    assert (read.crop, read.interpolation) == (pytest.approx(crop, abs=0.02) if crop else None, interpolation)
 
 
 def test_transformers_has_a_processor_and_a_pipeline(tmp_path):

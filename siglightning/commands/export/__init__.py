@@ -1,4 +1,4 @@
-"""``siglightning export RUN --format F --out DIR``: a trained network as files of transformers, open_clip or ONNX."""
+"""``siglightning export SOURCE --format F --out DIR``: a network as files of transformers, open_clip or ONNX."""
 
 import argparse
 import os
@@ -23,7 +23,7 @@ def main(arguments: Sequence[str]) -> int:
         0; a wrong argument ends the process with 2.
 
     Raises:
-        ValueError: an unknown format, a place that is taken, no such run, a network that the format cannot hold, or
+        ValueError: an unknown format, a place that is taken, no such source, a network that the format cannot hold, or
             files that do not compute what the network does. Nothing is left behind then.
     """
     options = _parser().parse_args(arguments)
@@ -32,14 +32,21 @@ def main(arguments: Sequence[str]) -> int:
     from siglightning.commands.export.source import read_source
     from siglightning.models.export import FORMATS, refusal
 
-    source = read_source(Path(options.run), Path(options.config) if options.config else None)
+    source = read_source(options.source, options.kind, options.architecture, options.config, options.tokenizer)
     reason = refusal(source.network, name)
     if reason is not None:
         raise ValueError(reason)
-    print(f"Exporting {source.checkpoint}, step {source.global_step}, to {name}")
+    print(f"Exporting {_told(source)} to {name}")
     _write(source, FORMATS[name], out, verified=options.verify)
     print(f"Written to {out}: {', '.join(sorted(path.name for path in out.iterdir()))}")
     return 0
+
+
+def _told(source: "Source") -> str:
+    found = source.checkpoint
+    if found.origin is None:
+        return f"{found.source} (of {found.kind})"
+    return f"{found.path}, step {found.origin.global_step},"
 
 
 def _write(source: "Source", form: "Format", out: Path, *, verified: bool) -> None:
@@ -65,7 +72,7 @@ def _verified(source: "Source", form: "Format", folder: Path) -> "Verification":
         raise ValueError(
             f"What {form.library} reads back is not what was trained: expected differences of at most {TOLERANCE:g} "
             f"and equal tokens, got {verification.worst:.3g} and {'equal' if verification.tokens else 'other'} tokens. "
-            "Nothing was kept. Choose another format, or report it with the run's config.yaml."
+            "Nothing was kept. Choose another format, or report it with what was exported."
         )
     return verification
 
@@ -73,11 +80,17 @@ def _verified(source: "Source", form: "Format", folder: Path) -> "Verification":
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="siglightning export", description=__doc__, allow_abbrev=False)
     parser.add_argument(
-        "run", metavar="RUN", help="a run directory (its best, else newest checkpoint), or a checkpoint"
+        "source",
+        metavar="SOURCE",
+        help="a run directory (its best, else newest checkpoint), a checkpoint, or whatever load_two_tower reads: "
+        "hf:NAME, open_clip:NAME, a folder of transformers, open_clip or an export of ours, a .npz of big_vision",
     )
     parser.add_argument("--format", required=True, metavar="FORMAT", help=", ".join(NAMES))
     parser.add_argument("--out", required=True, metavar="DIR", help="a folder that does not exist yet")
     parser.add_argument("--config", metavar="FILE", help="config.yaml of the run, where the checkpoint lies elsewhere")
+    parser.add_argument("--kind", help="whose SOURCE is, where that cannot be told from its files")
+    parser.add_argument("--architecture", metavar="NAME", help="open_clip's name of the model, for weights alone")
+    parser.add_argument("--tokenizer", metavar="TOKENIZER", help="for a SOURCE that does not bring its own")
     parser.add_argument(
         "--verify", action="store_true", help="read it back with the other library; keep it only if the numbers agree"
     )

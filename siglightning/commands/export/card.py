@@ -12,9 +12,12 @@ from siglightning.runtime.files import file_sha256
 from siglightning.runtime.metrics_file import read_metrics
 
 if TYPE_CHECKING:
+    from siglightning.batch import Resizing
     from siglightning.commands.export.source import Source
     from siglightning.commands.export.verify import Verification
+    from siglightning.models import TowerConfig
     from siglightning.models.export import Format
+    from siglightning.models.interop.checkpoint import Checkpoint, Origin
 
 _PIPELINE = "zero-shot-image-classification"
 _USAGE = {
@@ -39,9 +42,9 @@ with torch.no_grad():
     logits, _ = model.eval().get_logits(image, tokenizer(["a cat", "a dog"]))
 """,
     "safetensors": """import torch
-from siglightning.models.export import load_exported
+from siglightning.models import load_two_tower
 
-model = load_exported("DIR")
+model = load_two_tower("DIR").eval()
 with torch.no_grad():
     image, text = model(pictures, model.tokenizer(["a cat", "a dog"]))  # pictures: uint8 [B, 3, SIZE, SIZE]
     logits = model.log_scale.exp() * image @ text.T + (0 if model.bias is None else model.bias)
@@ -49,13 +52,13 @@ with torch.no_grad():
     "onnx": """import json
 import numpy as np
 import onnxruntime
-from PIL import Image
+from PIL import Image, ImageOps
 from tokenizers import Tokenizer
 
 config = json.load(open("DIR/config.json"))
 vision, text = (onnxruntime.InferenceSession(f"DIR/{name}_model.onnx") for name in ("vision", "text"))
 ids = [encoding.ids for encoding in Tokenizer.from_file("DIR/tokenizer.json").encode_batch(["a cat", "a dog"])]
-picture = Image.open("picture.png").convert("RGB").resize((SIZE, SIZE), Image.Resampling.BICUBIC)
+picture = RESIZED
 pixels = ((np.asarray(picture, np.float32) / 255 - MEAN) / STD).transpose(2, 0, 1)[None].astype(np.float32)
 x, y = vision.run(None, {"pixel_values": pixels})[0], text.run(None, {"input_ids": np.array(ids)})[0]
 logits = np.exp(config["log_scale"]) * x @ y.T + (config["bias"] or 0)
@@ -72,17 +75,26 @@ def model_card(source: "Source", form: "Format", verification: "Verification | N
         verification: what was found when it was read back, if it was.
         names_its_place: whether the folder has its own path written into it.
     """
+    origin = source.checkpoint.origin
     sections = [
         _head(form),
-        f"# {source.run_dir.resolve().name}\n\n{_what(source)}",
+        f"# {_title(source.checkpoint)}\n\n{_what(source)}",
         f"## Use\n\nWith `DIR` the path of this folder:\n\n```python\n{_usage(source, form)}```\n"
         + (_place() if names_its_place else ""),
-        f"## Data\n\n{_listed(source.config.get('data'))}",
-        f"## Recipe\n\n{_recipe(source)}",
-        f"## Metrics\n\n{_metrics(source)}",
-        f"## Export\n\n{_export(source, form, verification)}",
     ]
-    return "\n".join(sections)
+    if origin is not None:
+        sections += [
+            f"## Data\n\n{_listed(origin.config.get('data'))}",
+            f"## Recipe\n\n{_recipe(origin)}",
+            f"## Metrics\n\n{_metrics(origin, source.checkpoint.files[0])}",
+        ]
+    return "\n".join([*sections, f"## Export\n\n{_export(source, form, verification)}"])
+
+
+def _title(checkpoint: "Checkpoint") -> str:
+    """Name of the run, of the file or folder, or of the model; no path of the machine."""
+    path = checkpoint.path if checkpoint.origin is None else checkpoint.origin.directory
+    return checkpoint.source if path is None else path.resolve().name
 
 
 def _head(form: "Format") -> str:
@@ -101,7 +113,7 @@ def _what(source: "Source") -> str:
         ("text tower", _tower(source.arguments["text_tower"])),
         ("parameters", f"{millions:.1f} million"),
         ("embedding", f"{network.embed_dim} dimensions, unit length"),
-        ("pictures", f"{network.image_size} x {network.image_size}, squashed (bicubic), mean "
+        ("pictures", f"{network.image_size} x {network.image_size}, {_resized(network.resizing)}, mean "
          f"{list(network.image_tower.mean)}, std {list(network.image_tower.std)}"),
         ("captions", f"{network.context_length} tokens, padded, of a vocabulary of {network.tokenizer.vocab_size:,}"),
         ("scale and bias", f"t = exp(t') = {scale:.4f}, b = {bias}; a pair's logit is t x.y + b"),
@@ -112,18 +124,26 @@ def _what(source: "Source") -> str:
     )
 
 
-def _tower(tower: Any) -> str:
+def _resized(resizing: "Resizing") -> str:
+    way = "squashed" if resizing.crop is None else f"the middle cut out ({resizing.crop:.3g} of the shorter side)"
+    return f"{way} ({resizing.interpolation})"
+
+
+def _tower(tower: "TowerConfig") -> str:
     """Name and arguments, without folders of the machine that it was trained on."""
-    tower = {"name": tower} if isinstance(tower, str) else tower
-    scheme, colon, rest = str(tower["name"]).rpartition(":")
+    scheme, colon, rest = tower.name.rpartition(":")
     short = Path(rest).name if Path(rest).is_absolute() else rest
-    given = ", ".join(f"{key}: {value}" for key, value in (tower.get("kwargs") or {}).items())
+    given = ", ".join(f"{key}: {value}" for key, value in tower.kwargs.items())
     return f"`{scheme}{colon}{short}`" + (f" ({given})" if given else "")
 
 
 def _usage(source: "Source", form: "Format") -> str:
     tower, text = source.network.image_tower, _USAGE[form.name]
     mean, std = (str([round(value, 6) for value in values]) for values in (tower.mean, tower.std))
+    way, crop = tower.resizing.interpolation.upper(), tower.resizing.crop
+    fit = f'ImageOps.fit(Image.open("picture.png").convert("RGB"), (SIZE, SIZE), Image.Resampling.{way}'
+    squash = f'Image.open("picture.png").convert("RGB").resize((SIZE, SIZE), Image.Resampling.{way})'
+    text = text.replace("RESIZED", squash if crop is None else f"{fit}, bleed={(1 - crop) / 2:.4g})")
     return text.replace("SIZE", str(tower.image_size)).replace("MEAN", mean).replace("STD", std)
 
 
@@ -151,41 +171,41 @@ def _without_folders(value: Any) -> Any:
     return f".../{Path(value).name}" if is_path else value
 
 
-def _recipe(source: "Source") -> str:
-    task = (source.config.get("model") or {}).get("init_args") or {}
+def _recipe(origin: "Origin") -> str:
+    task = (origin.config.get("model") or {}).get("init_args") or {}
     names = ("loss", "negatives", "optimizer", "schedule", "scalar_lr_mult", "weight_decay_convention")
-    trainer = source.config.get("trainer") or {}
+    trainer = origin.config.get("trainer") or {}
     kept = {name: task[name] for name in names if task.get(name) is not None}
     kept |= {name: trainer[name] for name in ("max_steps", "max_epochs", "precision", "gradient_clip_val", "devices")
              if trainer.get(name) is not None}  # fmt: skip
-    if source.config.get("init_from"):
-        kept["init_from"] = source.config["init_from"]
-    return f"{source.global_step:,} optimizer steps.\n\n{_listed(kept)}"
+    if origin.config.get("init_from"):
+        kept["init_from"] = origin.config["init_from"]
+    return f"{origin.global_step:,} optimizer steps.\n\n{_listed(kept)}"
 
 
-def _metrics(source: "Source") -> str:
-    lines = list(_validation(source)) + list(_tests(source))
+def _metrics(origin: "Origin", file: Path) -> str:
+    lines = list(_validation(origin)) + list(_tests(origin, file))
     if not lines:
         return "The run measured nothing with these weights.\n"
     return "| set | metric | value | 95 % interval |\n| --- | --- | ---: | --- |\n" + "\n".join(lines) + "\n"
 
 
-def _validation(source: "Source") -> Iterator[str]:
+def _validation(origin: "Origin") -> Iterator[str]:
     """What validation logged at the checkpoint's step, which loggers count from 0."""
-    for name, series in sorted(read_metrics(source.run_dir / "metrics.csv").items()):
-        at = series.values[series.steps == source.global_step - 1]
+    for name, series in sorted(read_metrics(origin.directory / "metrics.csv").items()):
+        at = series.values[series.steps == origin.global_step - 1]
         if name.startswith("val/") and len(at):
             yield f"| validation | {name.removeprefix('val/')} | {at[-1]:.4f} | |"
 
 
-def _tests(source: "Source") -> Iterator[str]:
+def _tests(origin: "Origin", file: Path) -> Iterator[str]:
     """What the test after training measured, if it was of these weights: the best of the run, else the last."""
-    folder = source.run_dir / "checkpoints"
+    folder = origin.directory / "checkpoints"
     best = sorted(folder.glob("best-*.ckpt"))
     tested = best or sorted(folder.glob("step-*.ckpt"))
-    if not tested or source.checkpoint.name != tested[-1].name:
+    if not tested or file.name != tested[-1].name:
         return
-    for set_name, metrics in _json(source.run_dir / "summary.json").items():
+    for set_name, metrics in _json(origin.directory / "summary.json").items():
         for name, found in metrics.items():
             if isinstance(found, dict) and found.get("value") is not None:
                 ends = [found.get("low"), found.get("high")]
@@ -196,17 +216,27 @@ def _tests(source: "Source") -> Iterator[str]:
 def _export(source: "Source", form: "Format", verification: "Verification | None") -> str:
     facts = [
         f"`siglightning export --format {form.name}`, siglightning {__version__}.",
-        f"Checkpoint `{source.checkpoint.name}`, SHA-256 `{file_sha256(source.checkpoint)}`.",
+        *_sources(source.checkpoint),
     ]
-    versions = _json(source.run_dir / "env.json").get("versions") or {}
-    trained = [f"{name} {versions[name]}" for name in ("torch", "lightning", "siglightning") if name in versions]
-    if trained:
-        facts.append(f"Trained with {', '.join(trained)}.")
     if verification is None:
         facts.append(f"Not read back by {form.library} when it was written (`--verify` does that).")
     else:
         facts += [f"Read back by {form.library}; {line}." for line in verification.lines()]
     return "\n".join(f"- {fact}" for fact in facts) + "\n"
+
+
+def _sources(checkpoint: "Checkpoint") -> Iterator[str]:
+    """What is known of the weights, and no more."""
+    if checkpoint.origin is None:
+        name = checkpoint.source if checkpoint.path is None else checkpoint.path.name
+        yield f"From `{name}`, a checkpoint of kind {checkpoint.kind}."
+    for file in checkpoint.files:
+        yield f"Checkpoint `{file.name}`, SHA-256 `{file_sha256(file)}`."
+    if checkpoint.origin is not None:
+        versions = _json(checkpoint.origin.directory / "env.json").get("versions") or {}
+        trained = [f"{name} {versions[name]}" for name in ("torch", "lightning", "siglightning") if name in versions]
+        if trained:
+            yield f"Trained with {', '.join(trained)}."
 
 
 def _json(path: Path) -> dict[str, Any]:

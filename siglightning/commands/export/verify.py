@@ -131,6 +131,6 @@ def _grey_levels(network: TwoTower, theirs: Reloaded, pictures: list[Tensor]) ->
         torch.cat([torch.cat(pictures[i : i + 3], dim=2), torch.cat(pictures[i + 3 : i + 6], dim=2)], dim=1)
         for i in range(0, NUM_PICTURES - 5, 6)
     ]
-    ours = network.normalise(resize(sheets, network.image_size))
+    ours = network.normalise(resize(sheets, network.image_size, network.resizing))
     std = torch.tensor(network.image_tower.std).view(-1, 1, 1)
     return float(((ours - theirs.pixels(sheets)) * std * 255).abs().max())

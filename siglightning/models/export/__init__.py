@@ -9,12 +9,10 @@ from typing import Any
 from siglightning.models.export import onnx_format, open_clip_format, safetensors_format, transformers_format
 from siglightning.models.export.quiet import quiet
 from siglightning.models.export.reloaded import Outputs, Reloaded
-from siglightning.models.export.safetensors_format import build as build_network
-from siglightning.models.export.safetensors_format import load as load_exported
 from siglightning.models.export.unheld import UnheldError
 from siglightning.models.two_tower import TwoTower
 
-__all__ = ["FORMATS", "Format", "Outputs", "Reloaded", "UnheldError", "build_network", "load_exported", "refusal"]
+__all__ = ["FORMATS", "Format", "Outputs", "Reloaded", "UnheldError", "refusal"]
 
 
 @dataclass(frozen=True)

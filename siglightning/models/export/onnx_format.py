@@ -14,10 +14,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional
 
+from siglightning.models.export.pictures import preprocessor_config, squares
 from siglightning.models.export.reloaded import Outputs, Reloaded
 from siglightning.models.export.tokenizer_files import sentencepiece_model, write_tokenizer
 from siglightning.models.export.unheld import UnheldError, require_whole_tower
@@ -65,17 +65,7 @@ def write(network: TwoTower, folder: Path) -> None:
         "pad_token_id": network.tokenizer.pad_id,
     }
     (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n")
-    preprocessing = {
-        "do_convert_rgb": True,
-        "do_resize": True,
-        "size": {"height": size, "width": size},
-        "resample": 3,  # bicubic, by Pillow's number
-        "do_rescale": True,
-        "rescale_factor": 1 / 255,
-        "do_normalize": True,
-        "image_mean": list(tower.mean),
-        "image_std": list(tower.std),
-    }
+    preprocessing = preprocessor_config(network)
     (folder / "preprocessor_config.json").write_text(json.dumps(preprocessing, indent=2) + "\n")
 
 
@@ -137,14 +127,11 @@ def _export(module: nn.Module, example: Tensor, names: tuple[str, str], path: Pa
 
 
 def _pixels(config: dict[str, Any]) -> Callable[[Sequence[Tensor]], Tensor]:
-    """Preprocessing by Pillow and NumPy, as anyone would write it down from the file."""
-    size = (config["size"]["width"], config["size"]["height"])
+    """Preprocessing by Pillow and NumPy."""
     mean, std = (np.array(config[name], np.float32) for name in ("image_mean", "image_std"))
 
     def pixels(pictures: Sequence[Tensor]) -> Tensor:
-        images = [Image.fromarray(picture.permute(1, 2, 0).numpy()) for picture in pictures]
-        resized = [np.asarray(image.resize(size, Image.Resampling.BICUBIC), np.float32) for image in images]
-        values = (np.stack(resized) * np.float32(config["rescale_factor"]) - mean) / std
+        values = (squares(pictures, config).astype(np.float32) * np.float32(config["rescale_factor"]) - mean) / std
         return torch.from_numpy(values.transpose(0, 3, 1, 2).copy())
 
     return pixels

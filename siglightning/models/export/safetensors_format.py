@@ -1,6 +1,7 @@
 """Export to safetensors: the weights of the whole network and the arguments that build it, for this package.
 
-The one format that holds every network: adapters, factored embeddings and towers of any library included.
+The one format that holds every network: factored embeddings and towers of any library included. What the arguments name
+on this machine (folders and files of towers and tokenizer) is copied into the folder, less its weights.
 """
 
 import json
@@ -12,44 +13,15 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torchvision.transforms import v2
 
+from siglightning.models.export.pictures import preprocessor_config, squares
 from siglightning.models.export.reloaded import Outputs, Reloaded
-from siglightning.models.lora import Lora
-from siglightning.models.saliency import SaliencyMasking
+from siglightning.models.interop import build, open_checkpoint
+from siglightning.models.interop.from_safetensors import CONFIG, MARK, TOKENIZER, TOWERS, WEIGHTS
 from siglightning.models.towers import TowerConfig
 from siglightning.models.two_tower import TwoTower
 
-CONFIG, WEIGHTS, TOKENIZER = "config.json", "model.safetensors", "tokenizer"
-_TOWERS = ("image_tower", "text_tower")
-_GROUPS = {"lora": Lora, "saliency": SaliencyMasking}
-
-
-def build(arguments: dict[str, Any], folder: Path | None = None) -> TwoTower:
-    """A network from its arguments as a configuration file holds them, at random: weights come from a checkpoint.
-
-    Args:
-        arguments: of :class:`~siglightning.models.TwoTower`.
-        folder: where files that the arguments name may lie.
-
-    Raises:
-        ValueError: arguments that the network does not take.
-    """
-    given = dict(arguments)
-    for name in _TOWERS:
-        config = TowerConfig(**given[name]) if isinstance(given[name], dict) else TowerConfig.of(given[name])
-        given[name] = TowerConfig(_found(config.name, folder), False, config.kwargs)
-    for name, kind in _GROUPS.items():
-        if isinstance(given.get(name), dict):
-            given[name] = kind(**given[name])
-    if given.get("tokenizer"):
-        given["tokenizer"] = _found(given["tokenizer"], folder)
-    try:
-        network = TwoTower(**given)
-    except TypeError as error:
-        raise ValueError(f"These are no arguments of TwoTower: {error}.") from error
-    _restore_normalisation(network, arguments["image_tower"])
-    return network
+_DESCRIBING = (".json", ".txt", ".model")  # weights are written by us
 
 
 def check(network: TwoTower) -> None:
@@ -62,57 +34,34 @@ def write(network: TwoTower, folder: Path, arguments: dict[str, Any]) -> None:
     Args:
         network: the trained network.
         folder: an existing one.
-        arguments: of :class:`~siglightning.models.TwoTower`, as a configuration file holds them.
+        arguments: of :class:`~siglightning.models.TwoTower`.
     """
     from safetensors.torch import save_file
 
-    kept = json.loads(json.dumps(arguments, default=_plain))
-    for name in _TOWERS:
-        tower = kept[name] if isinstance(kept[name], dict) else {"name": kept[name]}
-        kept[name] = tower | {"name": _carried(tower["name"], folder, name), "pretrained": False}
+    kept, carried = dict(arguments), _Carried(folder)
+    for name in TOWERS:
+        tower = TowerConfig.of(kept[name])
+        kept[name] = {"name": carried.tower(tower.name, name), "pretrained": False, "kwargs": tower.kwargs}
+        if tower.scheme == "package":  # always has its weights, and knows no other way
+            kept[name]["pretrained"] = tower.pretrained
     if kept.get("tokenizer"):
-        kept["tokenizer"] = _carried(kept["tokenizer"], folder, TOKENIZER)
-    tower = network.image_tower
-    content = {"siglightning": "TwoTower", "network": kept, "mean": list(tower.mean), "std": list(tower.std)}
-    (folder / CONFIG).write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        kept["tokenizer"] = carried.tokenizer(kept["tokenizer"])
+    image, resizing = network.image_tower, asdict(network.resizing)
+    content = {MARK: "TwoTower", "network": kept, "mean": image.mean, "std": image.std, "resizing": resizing}
+    text = json.dumps(content, indent=2, ensure_ascii=False, default=_plain)
+    (folder / CONFIG).write_text(text + "\n", encoding="utf-8")
     weights = {name: value.detach().contiguous().clone() for name, value in network.state_dict().items()}
     save_file(weights, folder / WEIGHTS, metadata={"format": "pt"})
 
 
-def load(folder: Path | str) -> TwoTower:
-    """The network of a folder that was written here, in evaluation mode.
-
-    Raises:
-        ValueError: a folder of another kind, or weights that do not fit its configuration.
-    """
-    from safetensors.torch import load_file
-
-    folder = Path(folder)
-    try:
-        content = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
-        arguments = content["network"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ValueError(
-            f"Expected a folder written by `siglightning export --format safetensors`, got {str(folder)!r}: {error}."
-        ) from error
-    network = build(arguments, folder)
-    network.image_tower.mean, network.image_tower.std = tuple(content["mean"]), tuple(content["std"])
-    try:
-        network.load_state_dict(load_file(folder / WEIGHTS))
-    except Exception as error:  # safetensors raises an error of its own, torch RuntimeError
-        first = str(error).strip().splitlines()
-        raise ValueError(f"{folder / WEIGHTS} does not fit its {CONFIG}: {' '.join(first[:3])}") from error
-    return network.eval()
-
-
 def reload(folder: Path) -> Reloaded:
-    """Read a folder with nothing but this package's models."""
-    network = load(folder)
-    size = [network.image_size, network.image_size]
+    """Read a folder as :func:`~siglightning.models.load_two_tower` does, pictures prepared by Pillow."""
+    checkpoint = open_checkpoint(folder, "safetensors")
+    network = build(checkpoint, {})[0].eval()
+    settings = preprocessor_config(network)
 
     def pixels(pictures: Sequence[Tensor]) -> Tensor:
-        resized = [v2.functional.resize(p, size, v2.InterpolationMode.BICUBIC, antialias=True) for p in pictures]
-        return network.normalise(torch.stack(resized))
+        return network.normalise(torch.from_numpy(squares(pictures, settings)).permute(0, 3, 1, 2))
 
     def outputs(values: Tensor, ids: Tensor) -> Outputs:
         with torch.no_grad():
@@ -123,38 +72,37 @@ def reload(folder: Path) -> Reloaded:
     return Reloaded(pixels, network.tokenizer, outputs, network.tokenizer.pad_id)
 
 
-def _restore_normalisation(network: TwoTower, tower: Any) -> None:
-    """Mean and standard deviation of weights of open_clip, which come with their tag and not with the model."""
-    tag = tower.get("pretrained") if isinstance(tower, dict) else None
-    if network.image_tower.name.startswith("open_clip:") and tag:
-        import open_clip
+class _Carried:
+    """Copies of local files and folders, each made once: two towers of one folder stay two of one."""
 
-        name = network.image_tower.name.partition(":")[2]
-        tags = open_clip.list_pretrained_tags_by_model(name)
-        found = open_clip.get_pretrained_cfg(name, tags[0] if tag is True and tags else str(tag)) or {}
-        network.image_tower.mean = tuple(found.get("mean") or network.image_tower.mean)
-        network.image_tower.std = tuple(found.get("std") or network.image_tower.std)
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._done: dict[Path, str] = {}
+
+    def tower(self, name: str, inner: str) -> str:
+        """What to call a tower of transformers or open_clip in the folder; others are known by their name alone."""
+        scheme = name.partition(":")[0]
+        is_place = scheme == "hf" or (scheme == "open_clip" and (":" in name[10:] or name.endswith(".json")))
+        return self._copied(name, inner) if is_place else name
+
+    def tokenizer(self, source: str) -> str:
+        return source if source == "clip" else self._copied(source, TOKENIZER)
+
+    def _copied(self, name: str, inner: str) -> str:
+        scheme, colon, rest = name.rpartition(":")
+        path = Path(rest).expanduser()
+        if not rest or not path.exists():
+            return name
+        place = path.resolve()
+        if place not in self._done:
+            target = self._folder / inner
+            target.mkdir()
+            for file in [path] if path.is_file() else sorted(path.iterdir()):
+                if file.is_file() and file.suffix in _DESCRIBING:
+                    shutil.copy(file, target)
+            self._done[place] = inner + (f"/{path.name}" if path.is_file() else "")
+        return f"{scheme}{colon}{self._done[place]}"
 
 
 def _plain(value: Any) -> Any:
     return asdict(value) if is_dataclass(value) and not isinstance(value, type) else str(value)
-
-
-def _carried(name: str, folder: Path, inner: str) -> str:
-    """The name of a tower or tokenizer; of a local file or folder a copy is made, which is named instead."""
-    scheme, colon, rest = name.rpartition(":")
-    path = Path(rest).expanduser()
-    if not path.exists() or not (path.is_absolute() or path.parent != Path() or path.suffix):
-        return name
-    target = folder / inner
-    target.mkdir()
-    for file in [path] if path.is_file() else sorted(path.iterdir()):
-        if file.is_file() and file.suffix in (".json", ".txt", ".model"):  # what describes; weights are ours
-            shutil.copy(file, target)
-    return f"{scheme}{colon}{inner}" + (f"/{path.name}" if path.is_file() else "")
-
-
-def _found(name: str, folder: Path | None) -> str:
-    scheme, colon, rest = name.rpartition(":")
-    inside = folder is not None and rest.partition("/")[0] in (*_TOWERS, TOKENIZER) and (folder / rest).exists()
-    return f"{scheme}{colon}{folder / rest}" if inside and folder is not None else name

@@ -9,13 +9,12 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from siglightning.models.export.pictures import preprocessor_config
 from siglightning.models.export.reloaded import Outputs, Reloaded
 from siglightning.models.export.siglip_form import Half, composed, image_half, text_half
 from siglightning.models.export.tokenizer_files import for_transformers
 from siglightning.models.export.unheld import UnheldError, require_whole_tower
 from siglightning.models.two_tower import TwoTower
-
-BICUBIC = 3  # Pillow's number for it, which preprocessor files hold
 
 
 def check(network: TwoTower) -> None:
@@ -50,21 +49,9 @@ def write(network: TwoTower, folder: Path) -> None:
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     _edit_json(folder / "tokenizer_config.json", _readable_by_all)
-    size = {"height": network.image_size, "width": network.image_size}
-    processor = {
-        "processor_class": "SiglipProcessor",
-        "image_processor_type": "SiglipImageProcessor",
-        "do_convert_rgb": True,
-        "do_resize": True,
-        "size": size,
-        "resample": BICUBIC,
-        "do_rescale": True,
-        "rescale_factor": 1 / 255,
-        "do_normalize": True,
-        "image_mean": list(network.image_tower.mean),
-        "image_std": list(network.image_tower.std),
-    }
-    (folder / "preprocessor_config.json").write_text(json.dumps(processor, indent=2) + "\n")
+    config = preprocessor_config(network)
+    config["processor_class"] = config["image_processor_type"].replace("ImageProcessor", "Processor")
+    (folder / "preprocessor_config.json").write_text(json.dumps(config, indent=2) + "\n")
 
 
 def reload(folder: Path) -> Reloaded:

@@ -7,7 +7,39 @@ from typing import Any, Literal
 
 from torch import Tensor
 
-Kind = Literal["transformers", "open_clip", "big_vision", "run"]
+from siglightning.batch import Resizing
+
+Kind = Literal["transformers", "open_clip", "big_vision", "safetensors", "run"]
+
+
+@dataclass(frozen=True)
+class Preparation:
+    """How pictures are prepared, where the name of the image tower alone does not tell.
+
+    Attributes:
+        mean: per channel, of pixels in ``[0, 1]``.
+        std: per channel, of pixels in ``[0, 1]``.
+        resizing: how pictures become squares.
+    """
+
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    resizing: Resizing
+
+
+@dataclass(frozen=True)
+class Origin:
+    """The run of ours that made a checkpoint.
+
+    Attributes:
+        directory: of the run, or the folder of a checkpoint that lies by itself.
+        config: content of its ``config.yaml``.
+        global_step: optimizer steps that the weights have seen.
+    """
+
+    directory: Path
+    config: Mapping[str, Any]
+    global_step: int
 
 
 @dataclass(frozen=True)
@@ -21,6 +53,9 @@ class Checkpoint:
         weights: by TwoTower's names, on the CPU; ``log_scale`` and ``bias`` have shape ``(1,)``, and a model that was
             trained with a softmax has no ``bias``.
         path: the file or folder, or ``None`` for a model by name.
+        files: that the weights were read from, where that is known.
+        preparation: of pictures; ``None`` where the image tower that the arguments build knows it.
+        origin: the run that made it, of kind ``run``.
     """
 
     source: str
@@ -28,6 +63,9 @@ class Checkpoint:
     arguments: dict[str, Any]
     weights: dict[str, Tensor] = field(repr=False)
     path: Path | None = None
+    files: tuple[Path, ...] = ()
+    preparation: Preparation | None = None
+    origin: Origin | None = None
 
 
 def with_scalars(weights: Mapping[str, Tensor], prefixes: Mapping[str, str]) -> Iterator[tuple[str, Tensor]]:

@@ -84,7 +84,7 @@ def from_big_vision(path: Path) -> Checkpoint:
     vocabulary = kwargs["text_config"]["vocab_size"]
     if vocabulary in _TOKENIZERS:
         arguments["tokenizer"] = _TOKENIZERS[vocabulary]
-    return Checkpoint(str(path), "big_vision", arguments, dict(with_scalars(weights, PREFIXES)), path)
+    return Checkpoint(str(path), "big_vision", arguments, dict(with_scalars(weights, PREFIXES)), path, (path,))
 
 
 def _unstacked(arrays: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -4,10 +4,11 @@ from pathlib import Path
 from typing import Any
 
 import open_clip
+from open_clip.transform import PreprocessCfg, merge_preprocess_dict
 
-from siglightning.models.interop.checkpoint import Checkpoint, with_scalars
+from siglightning.models.interop.checkpoint import Checkpoint, Preparation, with_scalars
 from siglightning.models.interop.files import read_tensors
-from siglightning.models.open_clip_towers import create_model
+from siglightning.models.open_clip_towers import create_model, resizing_of, resolve_model_name
 from siglightning.models.towers import TowerConfig
 
 CONFIG = "open_clip_config.json"
@@ -26,8 +27,30 @@ def from_open_clip(name: str) -> Checkpoint:
         ValueError: no such model, or weights that cannot be had.
     """
     model, _, tag = name.partition("@")
-    weights = create_model(TowerConfig(f"open_clip:{model}", tag or True), {}).state_dict()
-    return _checkpoint(name, model, weights, None)
+    tower = TowerConfig(f"open_clip:{model}", tag or True)
+    weights = create_model(tower, {}).state_dict()
+    return _checkpoint(name, model, weights, preparation=preparation_of(tower))
+
+
+def preparation_of(tower: TowerConfig) -> Preparation | None:
+    """How open_clip prepares pictures for weights that it lists; they come with the tag and not with the model.
+
+    Args:
+        tower: of open_clip, with the tag of its weights or ``True`` for the first.
+
+    Returns:
+        ``None`` where open_clip has no list for it: a folder, a file, or no weights.
+    """
+    if not tower.pretrained or ":" in tower.model:
+        return None
+    name = resolve_model_name(tower.model)
+    tags = open_clip.list_pretrained_tags_by_model(name)
+    tag = tags[0] if tower.pretrained is True and tags else str(tower.pretrained)
+    listed = open_clip.get_pretrained_cfg(name, tag)
+    if not listed:
+        return None
+    settings = merge_preprocess_dict(PreprocessCfg(), listed)
+    return Preparation(tuple(settings["mean"]), tuple(settings["std"]), resizing_of(settings))
 
 
 def from_open_clip_folder(folder: Path) -> Checkpoint:
@@ -39,7 +62,7 @@ def from_open_clip_folder(folder: Path) -> Checkpoint:
     files = sorted(folder.glob("open_clip_*.safetensors")) + sorted(folder.glob("open_clip_pytorch_model.bin"))
     if not files:
         raise ValueError(f"{folder} has {CONFIG} but no weights; expected open_clip_model.safetensors beside it.")
-    return _checkpoint(str(folder), f"local-dir:{folder}", _read(files[0]), folder)
+    return _checkpoint(str(folder), f"local-dir:{folder}", _read(files[0]), path=folder, files=(files[0],))
 
 
 def from_open_clip_file(path: Path, architecture: str) -> Checkpoint:
@@ -52,13 +75,13 @@ def from_open_clip_file(path: Path, architecture: str) -> Checkpoint:
     Raises:
         ValueError: no such file or architecture, or a file that is damaged or needs code to be read.
     """
-    return _checkpoint(str(path), architecture, _read(path), path)
+    return _checkpoint(str(path), architecture, _read(path), path=path, files=(path,))
 
 
-def _checkpoint(source: str, model: str, weights: dict[str, Any], path: Path | None) -> Checkpoint:
-    tower = f"open_clip:{model}"
-    arguments = {"image_tower": TowerConfig(tower), "text_tower": TowerConfig(tower)}
-    return Checkpoint(source, "open_clip", arguments, dict(with_scalars(weights, _PREFIXES)), path)
+def _checkpoint(source: str, model: str, weights: dict[str, Any], **known: Any) -> Checkpoint:
+    tower = TowerConfig(f"open_clip:{model}")
+    arguments = {"image_tower": tower, "text_tower": tower}
+    return Checkpoint(source, "open_clip", arguments, dict(with_scalars(weights, _PREFIXES)), **known)
 
 
 def _read(path: Path) -> dict[str, Any]:

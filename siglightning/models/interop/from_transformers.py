@@ -30,12 +30,17 @@ def from_transformers(name: str) -> Checkpoint:
             f"{', '.join(TWO_TOWER_TYPES)}. A single encoder serves as a tower: `image_tower: hf:{name}`."
         )
     weights = load_model(name, settings, "a two-tower model").state_dict()
-    tower = f"hf:{name}"
+    tower = TowerConfig(f"hf:{name}")
+    # All that it was trained to read: SigLIP pools the last of these positions.
+    length = int(settings.text_config.max_position_embeddings)
+    arguments = {"image_tower": tower, "text_tower": tower, "context_length": length}
     path = Path(name).expanduser()
+    files = sorted(path.glob("model*.safetensors")) or sorted(path.glob("pytorch_model*.bin"))
     return Checkpoint(
         name,
         "transformers",
-        {"image_tower": TowerConfig(tower), "text_tower": TowerConfig(tower)},
+        arguments,
         dict(with_scalars(weights, PREFIXES)),
         path if path.is_dir() else None,
+        tuple(files),
     )

@@ -22,6 +22,7 @@ def load_two_tower(
     *,
     kind: Kind | None = None,
     architecture: str | None = None,
+    config: str | None = None,
     image_size: int | None = None,
     context_length: int | None = None,
     tokenizer: str | None = None,
@@ -33,7 +34,7 @@ def load_two_tower(
     lora: Lora | None = None,
     saliency: SaliencyMasking | None = None,
 ) -> TwoTower:
-    """Build a two-tower model from a checkpoint of transformers, open_clip, big_vision or one of our runs.
+    """Build a two-tower model from a checkpoint of transformers, open_clip or big_vision, or of ours.
 
     Towers, projections, t', b, tokenizer and the preparation of pictures are those of the checkpoint. t' is kept as it
     is, beyond log 100 too. In a configuration this function stands where ``TwoTower`` would: ``class_path:
@@ -43,6 +44,7 @@ def load_two_tower(
         source: name, file or folder, see :func:`~siglightning.models.interop.source.open_checkpoint`.
         kind: whose it is, where that cannot be told.
         architecture: open_clip's name of the model, for a file of weights alone.
+        config: ``config.yaml`` of the run, for a checkpoint of ours that lies elsewhere.
         image_size: side of the square input in pixels; another one than the checkpoint's resizes its position
             embeddings. ``None`` keeps it.
         context_length: tokens a caption; ``None`` keeps the checkpoint's.
@@ -60,7 +62,7 @@ def load_two_tower(
         ValueError: the checkpoint cannot be had, is damaged, would have to run code, or does not fit; the message names
             the first differing weights and their shapes.
     """
-    checkpoint = open_checkpoint(source, kind, architecture)
+    checkpoint = open_checkpoint(source, kind, architecture, config)
     own: dict[str, Any] = {
         "image_size": image_size,
         "context_length": context_length,
@@ -71,12 +73,35 @@ def load_two_tower(
         "saliency": saliency,
     }
     given = {name: value for name, value in own.items() if value is not None}
-    _require_tokenizer(checkpoint, given)
     frozen = {"freeze_image": freeze_image, "freeze_text": freeze_text}
-    network = TwoTower(**(checkpoint.arguments | given | frozen | {"init_bias": init_bias}))
-    resized = load_into(network, checkpoint)
+    network, resized = build(checkpoint, given | frozen | {"init_bias": init_bias})
     _tell(network, checkpoint, resized)
     return network
+
+
+def build(checkpoint: Checkpoint, given: Mapping[str, Any]) -> tuple[TwoTower, list[str]]:
+    """The network that a checkpoint describes, with its weights.
+
+    Args:
+        checkpoint: as :func:`~siglightning.models.interop.source.open_checkpoint` reads it.
+        given: arguments of TwoTower that go before the checkpoint's own.
+
+    Returns:
+        The network, and which tables of positions were resized, in words.
+
+    Raises:
+        ValueError: the tokenizer is not known, or the checkpoint does not fit the network that it describes.
+    """
+    _require_tokenizer(checkpoint, given)
+    try:
+        network = TwoTower(**(checkpoint.arguments | dict(given)))
+    except TypeError as error:  # of a tower's own constructor, whose arguments came from a file
+        raise ValueError(f"{checkpoint.source} describes no network that can be built: {error}.") from error
+    if checkpoint.preparation is not None:
+        tower, own = network.image_tower, checkpoint.preparation
+        tower.mean, tower.std, tower.resizing = own.mean, own.std, own.resizing
+        network.resizing = own.resizing
+    return network, load_into(network, checkpoint)
 
 
 def load_into(network: TwoTower, checkpoint: Checkpoint) -> list[str]:

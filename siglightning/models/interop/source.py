@@ -5,21 +5,28 @@ from typing import get_args
 
 from siglightning.models.interop.checkpoint import Checkpoint, Kind
 from siglightning.models.interop.files import archived_names, read_tensors
+from siglightning.models.interop.from_run import from_run, is_run
+from siglightning.models.interop.from_safetensors import from_safetensors, is_exported
 from siglightning.models.towers import unknown_name
 
 _SUFFIXES = (".safetensors", ".pt", ".pth", ".bin", ".npz", ".ckpt")
+_SCHEMES: dict[str, Kind] = {"hf": "transformers", "open_clip": "open_clip"}
 _OPEN_CLIP_CONFIG = "open_clip_config.json"
 
 
-def open_checkpoint(source: str | Path, kind: Kind | None = None, architecture: str | None = None) -> Checkpoint:
+def open_checkpoint(
+    source: str | Path, kind: Kind | None = None, architecture: str | None = None, config: str | Path | None = None
+) -> Checkpoint:
     """Read a two-tower checkpoint of any of the libraries.
 
     Args:
-        source: a folder of transformers or open_clip, a run directory, a file (``.npz`` of big_vision, ``.ckpt`` of a
-            run, weights of open_clip), ``hf:NAME`` on the Hugging Face hub, or ``open_clip:NAME``, with certain
-            weights ``open_clip:NAME@WEIGHTS``. A name without scheme is looked up in open_clip's list, else on the hub.
+        source: a folder of transformers, of open_clip or of ``siglightning export``, a run directory, a file (``.npz``
+            of big_vision, ``.ckpt`` of a run, weights of open_clip), ``hf:NAME`` on the Hugging Face hub, or
+            ``open_clip:NAME``, with certain weights ``open_clip:NAME@WEIGHTS``. A name without scheme is looked up in
+            open_clip's list, else on the hub.
         kind: whose it is, where that cannot be told, as of a folder that two libraries can read; ``None`` finds out.
         architecture: open_clip's name of the model, for a file of weights alone.
+        config: ``config.yaml`` of the run, for a checkpoint of ours that lies elsewhere.
 
     Raises:
         ValueError: there is nothing there; it is damaged; it could only be read by running code from it; it is not a
@@ -29,18 +36,42 @@ def open_checkpoint(source: str | Path, kind: Kind | None = None, architecture: 
         raise unknown_name("kind of checkpoint", kind, get_args(Kind))
     text = str(source)
     scheme, _, rest = text.partition(":")
-    if (
-        scheme in ("open_clip", "hf")
-        and rest
-        and kind in (None, "open_clip" if scheme == "open_clip" else "transformers")
-    ):
-        return _by_name("open_clip" if scheme == "open_clip" else "transformers", rest)
+    named = _SCHEMES.get(scheme) if rest else None
+    if named is not None and kind in (None, named):
+        return _by_name(named, rest)
     path = Path(text).expanduser()
     if path.exists():
-        return _from_path(path, kind or _kind_of(path), architecture)
+        return _from_path(path, kind or _kind_of(path), architecture, None if config is None else Path(config))
     if text.startswith((".", "/", "~")) or path.suffix in _SUFFIXES:
         raise ValueError(f"There is no checkpoint {text!r}: no such file or folder.")
     return _by_name(kind or _kind_of_name(text), text)
+
+
+def require_source(source: str, what: str) -> None:
+    """Refuse what was typed by hand and is not there, before anything is looked for elsewhere or built.
+
+    A name without scheme is refused, too: a mistyped folder would be asked for on a hub.
+
+    Args:
+        source: as :func:`open_checkpoint` takes it.
+        what: asks for it, for the message.
+
+    Raises:
+        ValueError: there is nothing of that name, or no intact checkpoint in the run.
+    """
+    scheme, _, rest = source.partition(":")
+    path = Path(source).expanduser()
+    if scheme in _SCHEMES and rest:
+        return
+    if not path.exists():
+        raise ValueError(
+            f"{what} expects a checkpoint file or a directory, got {source!r}, which does not exist. A model of "
+            "another library by name is written hf:NAME or open_clip:NAME."
+        )
+    if is_run(path):
+        from siglightning.runtime.checkpoint import find_checkpoint  # loads Lightning
+
+        find_checkpoint(path)
 
 
 def _by_name(kind: Kind, name: str) -> Checkpoint:
@@ -63,28 +94,34 @@ def _kind_of_name(name: str) -> Kind:
 
 def _kind_of(path: Path) -> Kind:
     from siglightning.models.interop.from_big_vision import is_big_vision
-    from siglightning.models.interop.from_run import is_run
 
     if is_run(path):
         return "run"
     if path.is_file():
         return "big_vision" if is_big_vision(archived_names(path)) else "open_clip"
+    if is_exported(path):
+        return "safetensors"
+    if (path / "vision_model.onnx").is_file():
+        raise ValueError(
+            f"{path} holds graphs of ONNX, in which weights have no names of ours. Give the run or folder that it was "
+            "exported from."
+        )
     if (path / "config.json").is_file():
         return "transformers"
     if (path / _OPEN_CLIP_CONFIG).is_file():
         return "open_clip"
     raise ValueError(
-        f"{path} is no checkpoint: expected config.json (transformers), {_OPEN_CLIP_CONFIG} (open_clip) or the "
-        "folder checkpoints of a run in it."
+        f"{path} is no checkpoint: expected config.json (transformers, or an export of ours), {_OPEN_CLIP_CONFIG} "
+        "(open_clip) or the folder checkpoints of a run in it."
     )
 
 
-def _from_path(path: Path, kind: Kind, architecture: str | None) -> Checkpoint:
+def _from_path(path: Path, kind: Kind, architecture: str | None, config: Path | None) -> Checkpoint:
     match kind:
         case "run":
-            from siglightning.models.interop.from_run import from_run
-
-            return from_run(path)
+            return from_run(path, config)
+        case "safetensors":
+            return from_safetensors(path)
         case "big_vision":
             from siglightning.models.interop.from_big_vision import from_big_vision
 
