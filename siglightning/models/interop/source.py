@@ -111,8 +111,8 @@ def _kind_of(path: Path) -> Kind:
     if (path / _OPEN_CLIP_CONFIG).is_file():
         return "open_clip"
     raise ValueError(
-        f"{path} is no checkpoint: expected config.json (transformers, or an export of ours), {_OPEN_CLIP_CONFIG} "
-        "(open_clip) or the folder checkpoints of a run in it."
+        f"{path} is no checkpoint: expected config.json (transformers) or {_OPEN_CLIP_CONFIG} (open_clip), an export "
+        "of ours, or the folder checkpoints of a run in it."
     )
 
 
