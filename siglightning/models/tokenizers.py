@@ -262,7 +262,7 @@ def _hugging_face_vocabulary(name: str) -> Vocabulary:
     from transformers import AutoTokenizer
 
     try:
-        tokenizer = AutoTokenizer.from_pretrained(name)
+        tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
     except (OSError, ValueError) as error:
         raise ValueError(
             f"Tokenizer {name!r} could not be loaded from a folder or the Hugging Face hub "

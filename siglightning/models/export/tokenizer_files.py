@@ -154,7 +154,7 @@ def _of_transformers(source: str) -> tuple[Any, bool]:
         return None, False
     from transformers import AutoTokenizer
 
-    return AutoTokenizer.from_pretrained(source.removeprefix("hf:")), False
+    return AutoTokenizer.from_pretrained(source.removeprefix("hf:"), trust_remote_code=False), False
 
 
 def _clean(canonicalize: bool) -> list[normalizers.Normalizer]:

@@ -58,7 +58,7 @@ def reload(folder: Path) -> Reloaded:
     """Read a folder with transformers alone."""
     from transformers import AutoImageProcessor, AutoModel, AutoTokenizer
 
-    model = AutoModel.from_pretrained(folder, dtype=torch.float32).eval()
+    model = AutoModel.from_pretrained(folder, dtype=torch.float32, trust_remote_code=False).eval()
     processor, tokenizer = AutoImageProcessor.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
 
     def pixels(pictures: Sequence[Tensor]) -> Tensor:
