@@ -9,6 +9,7 @@ from siglightning.models.feature_keys import PROBES
 from siglightning.models.tokenizers import Tokenizer
 
 _PLAIN, _UPPER, _POINTED = "a photo of two dogs", "A Photo of TWO Dogs", "a photo, of two dogs!"
+_NOTHING = -1
 
 
 @dataclass(frozen=True)
@@ -22,8 +23,8 @@ class TokenRecord:
         vocab_size: ids lie in ``[0, vocab_size)``.
         lower_cases: whether case makes no difference.
         strips_punctuation: whether punctuation makes none.
-        ids: identity of the ids of a few awkward captions without their padding, 16 hexadecimal digits; equal for
-            equal vocabularies with equal cleaning.
+        ids: identity of the ids of each of :data:`~siglightning.models.feature_keys.PROBES`, without their padding,
+            joined by hyphens; equal for equal vocabularies with equal cleaning.
     """
 
     source: str
@@ -37,10 +38,11 @@ class TokenRecord:
     @classmethod
     def of(cls, tokenizer: Tokenizer) -> "TokenRecord":
         """Observe a tokenizer."""
-        whole = Tokenizer(tokenizer.source, 1024, tokenizer.canonicalize, tokenizer.pad_id)
+        # Filled up with no id at all: some vocabularies pad with the id that closes each text.
+        whole = Tokenizer(tokenizer.source, 1024, tokenizer.canonicalize, pad_id=_NOTHING)
         plain, upper, pointed = whole([_PLAIN, _UPPER, _POINTED]).tolist()
-        rows = [_without_padding(row, whole.pad_id) for row in whole(PROBES).tolist()]
-        digest = hashlib.blake2b(json.dumps(rows).encode(), digest_size=8).hexdigest()
+        rows = [[token for token in row if token != _NOTHING] for row in whole(PROBES).tolist()]
+        digests = (hashlib.blake2b(json.dumps(row).encode(), digest_size=4).hexdigest() for row in rows)
         return cls(
             tokenizer.source,
             tokenizer.context_length,
@@ -48,7 +50,7 @@ class TokenRecord:
             tokenizer.vocab_size,
             plain == upper,
             plain == pointed,
-            digest,
+            "-".join(digests),
         )
 
     @classmethod
@@ -62,9 +64,3 @@ class TokenRecord:
     def values(self) -> dict[str, Any]:
         """As JSON values."""
         return asdict(self)
-
-
-def _without_padding(row: list[int], pad_id: int) -> list[int]:
-    while row and row[-1] == pad_id:
-        row = row[:-1]
-    return row
