@@ -21,6 +21,15 @@ NETWORK = {
         "init_bias": "auto",
     },
 }  # fmt: skip
+CLASSIFIER = {
+    "class_path": "siglightning.tasks.FineTuneTask",
+    "init_args": {
+        "network": {
+            "class_path": "siglightning.models.ImageEncoder",
+            "init_args": {"image_tower": IMAGE, "image_size": 32},
+        }
+    },
+}
 SYNTHETIC = {"num_samples": 200, "num_val_samples": 40, "num_test_samples": 40, "side": 32, "global_batch_size": 32}
 SMALL = {
     "model": {
@@ -83,11 +92,12 @@ def png(image: torch.Tensor, size: int | None = None, quality: int | None = None
     return file.getvalue()
 
 
-def table_data(folder: Path, pictures, captions, val_pictures=None, **settings):
-    """A data module of pictures (files' bytes) and captions that are written to a CSV file."""
+def table_data(folder: Path, pictures, captions, val=None, test=None, **settings):
+    """A data module of pictures (files' bytes) and captions that are written to CSV files."""
     parts = {"train": (pictures, captions)}
-    if val_pictures is not None:
-        parts["val"] = (val_pictures, [f"held out {number}" for number in range(len(val_pictures))])
+    for name, files in {"val": val, "test": test}.items():
+        if files is not None:
+            parts[name] = (files, [f"held out {number}" for number in range(len(files))])
     for name, (files, words) in parts.items():
         (folder / name).mkdir(exist_ok=True)
         lines = ["image,caption"]
@@ -96,8 +106,15 @@ def table_data(folder: Path, pictures, captions, val_pictures=None, **settings):
             lines.append(f'{name}/{number:03d}.png,"{caption}"')
         (folder / f"{name}.csv").write_text("\n".join(lines) + "\n")
     paths = {name: str(folder / f"{name}.csv") for name in parts}
+    paths |= {"tests": {"held_out": paths.pop("test")}} if "test" in paths else {}
     augmentation = dict.fromkeys(("crop", "stretch", "rotation", "brightness", "contrast", "saturation", "hue"), 0.0)
     return {
         "class_path": "siglightning.data.TableDataModule",
         "init_args": {"global_batch_size": 8, "augmentation": augmentation, **paths, **settings},
     }
+
+
+def with_network(**settings):
+    """The recipe's model with other settings of its network."""
+    network = {**NETWORK, "init_args": {**NETWORK["init_args"], **settings}}
+    return {**SMALL["model"], "init_args": {**SMALL["model"]["init_args"], "network": network}}

@@ -6,6 +6,7 @@ import random
 import sys
 import tempfile
 import time
+import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -26,12 +27,24 @@ from siglightning.cli.length import resolve_length
 from siglightning.cli.parser import restrict_imports
 from siglightning.cli.session import USER_ERRORS, Session, own_error
 from siglightning.commands.doctor import CHECKS, Case, Origin, examine
+from siglightning.commands.doctor.origin import of_begun, of_network
 from siglightning.commands.doctor.report import Report
+from siglightning.models.interop import load_two_tower
 from siglightning.runtime.checkpoint import require_resumable, require_same_model
 from siglightning.runtime.exits import ExitCode
 from siglightning.runtime.files import write_text
 from siglightning.runtime.processes import is_first_process, notice
-from siglightning.tasks.initial_weights import begin_from
+from siglightning.tasks.initial_weights import begin_from, require_source
+
+HELP = """siglightning doctor: look for what would go wrong in a run, on its data and devices
+
+options of its own, before those of fit:
+  --checkpoint PATH   weights to examine in the place of the run's: a run, a file, a folder, hf:NAME, open_clip:NAME
+  --json FILE         the findings for programs, and pictures beside it
+  --samples N         pictures of each set to look at (1,000)
+  --strict            warnings count as errors
+exit code: 0 nothing or warnings, 2 an error or a configuration that fit would refuse, 1 a bug
+"""
 
 
 @dataclass(frozen=True)
@@ -39,7 +52,8 @@ class DoctorOptions:
     """What only ``doctor`` takes.
 
     Attributes:
-        checkpoint: file or run directory whose weights to examine, in the place of those that the run begins with.
+        checkpoint: whose weights to examine, in the place of those that the run begins with; a run or a model of
+            another library, see :func:`siglightning.tasks.initial_weights.begin_from`.
         report: file for the findings as JSON; pictures go beside it.
         samples: pictures of each set to look at.
         strict: warnings count as errors.
@@ -62,30 +76,63 @@ def run_doctor(arguments: Sequence[str], trusted: Sequence[str], options: Doctor
         options: of this command.
 
     Returns:
-        2 for an error among the findings or a configuration that ``fit`` would refuse, else 0.
+        2 for an error among the findings or a configuration that ``fit`` would refuse, 1 for a bug, 130 where the
+        keyboard ended it, else 0.
     """
     if not is_first_process():  # of a launcher that starts as many as the run would have
         return ExitCode.DONE
+    if {"-h", "--help"} & set(arguments):
+        print(HELP)
     with tempfile.TemporaryDirectory(prefix="siglightning-") as folder, untouched():
         started = time.monotonic()
         try:
+            _require_writable(options.report)
             restrict_imports(trusted)
             case = DoctorCLI(arguments, Path(folder), options).case()
-        except SystemExit as error:  # the parser has said what is wrong
-            return ExitCode.BAD_INPUT if error.code else ExitCode.DONE
-        except USER_ERRORS as error:
+        except SystemExit as error:  # the parser has said what is wrong, or was asked for help
+            refused = "the parser refuses an argument or a configuration; standard error says which"
+            return _refuse(options, refused) if error.code else ExitCode.DONE
+        except (*USER_ERRORS, torch.OutOfMemoryError) as error:
             if options.debug:
-                raise
-            print(f"error: {own_error(error)}", file=sys.stderr)
-            return ExitCode.BAD_INPUT
-        report = Report(case, time.monotonic() - started)
-        print(report.head(), flush=True)
-        for result in examine(case, CHECKS, debug=options.debug):
-            print(report.add(result), end="", flush=True)
+                traceback.print_exception(error)
+            told = f"{own_error(error)}"
+            if isinstance(error, torch.OutOfMemoryError):
+                told = f"the weights alone do not fit the device. Take a smaller model or a larger device. ({told})"
+            print(f"error: {told}", file=sys.stderr)
+            return _refuse(options, told)
+        except KeyboardInterrupt:
+            return ExitCode.INTERRUPTED
+        except Exception as error:
+            traceback.print_exception(error)
+            _refuse(options, f"{type(error).__name__}: {error}")
+            return ExitCode.BUG
+        try:
+            return _examine(Report(case, time.monotonic() - started), options)
+        except KeyboardInterrupt:
+            return ExitCode.INTERRUPTED
+
+
+def _examine(report: Report, options: DoctorOptions) -> ExitCode:
+    """Print findings as they come; the file holds what there is of them at any time."""
+    print(report.head(), flush=True)
+    for result in examine(report.case, CHECKS, debug=options.debug):
+        print(report.add(result), end="", flush=True)
+        _write(options, report.values() | {"finished": len(report.results) == len(CHECKS)})
     print(report.foot())
-    if options.report is not None:
-        write_text(Path(options.report), json.dumps(report.values(), indent=2, ensure_ascii=False) + "\n")
     return ExitCode.BAD_INPUT if report.level == "error" or (options.strict and report.level != "ok") else ExitCode.DONE
+
+
+def _refuse(options: DoctorOptions, why: str) -> ExitCode:
+    """Leave word for programs, too, rather than the report of an earlier configuration."""
+    if options.report is not None and _can_write(Path(options.report)):
+        _write(options, {"level": "error", "errors": 1, "warnings": 0, "refused": why, "checks": [], "finished": False})
+    return ExitCode.BAD_INPUT
+
+
+def _write(options: DoctorOptions, values: dict[str, Any]) -> None:
+    if options.report is not None:
+        text = json.dumps(values, indent=2, ensure_ascii=False, allow_nan=False)
+        write_text(Path(options.report), text + "\n")
 
 
 @contextmanager
@@ -123,12 +170,17 @@ class DoctorCLI(SigCLI):
         self._scratch_folder, self._options = scratch, options
         super().__init__(Session(["fit", *arguments], ["doctor", *arguments]))
 
+    @staticmethod
+    @override
+    def subcommands() -> dict[str, set[str]]:
+        return {"fit": SigCLI.subcommands()["fit"]}
+
     @override
     def before_instantiate_classes(self) -> None:
         config = self.config.fit
-        if self._options.report is not None:
-            _require_writable(Path(self._options.report))
         refuse_at_once(config)
+        if self._options.checkpoint is not None:
+            _require_checkpoint(self._options.checkpoint)
         resolve_length(config)
         self.session.look(config)
         if self.session.start.checkpoint is None:
@@ -177,7 +229,7 @@ class DoctorCLI(SigCLI):
             data,
             trainer,
             self.session.run_dir.root,
-            config.checkpoint.keep_last if config.trainer.enable_checkpointing is not False else 0,
+            config.checkpoint.keep_last if _keeps_checkpoints(config.trainer) else 0,
             self._origin,
             self._options.samples,
             None if report is None else Path(report).with_suffix(""),
@@ -186,30 +238,31 @@ class DoctorCLI(SigCLI):
 
     def _weights(self) -> Origin:
         """Load the weights that are examined: those asked for, else those that the run begins or goes on with."""
-        config, start = self.config.fit, self.session.start
-        pretrained = _pretrained(config)
-        whole = start.checkpoint or config.ckpt_path
-        chosen = self._options.checkpoint or whole or config.init_from
-        if chosen is None:
-            return Origin(pretrained=pretrained)
-        if chosen is whole:
-            require_resumable(Path(whole))
+        config, asked = self.config.fit, self._options.checkpoint
+        unfinished = self.session.start.checkpoint or config.ckpt_path
+        if asked is None and unfinished is not None:
+            require_resumable(Path(unfinished))
             if not is_overridden("configure_model", self.model):
-                require_same_model(self.model.state_dict(), Path(whole))
+                require_same_model(self.model.state_dict(), Path(unfinished))
+        chosen = asked or unfinished or config.init_from
+        if chosen is None:
+            return _as_built(config)
         begun = begin_from(self.model, chosen)
         notice("\n".join(begun.lines()))
-        return Origin(
-            begun.checkpoint, begun.global_step, frozenset(begun.taken), _record(begun.checkpoint), pretrained
-        )
+        return of_begun(self.model, chosen, begun, _pretrained(config))
 
 
-def _record(checkpoint: Path) -> dict[str, Any]:
-    """``model.json`` of the run that a checkpoint lies in; empty where there is none."""
-    try:
-        record = json.loads((checkpoint.parent.parent / "model.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return record if isinstance(record, dict) else {}
+def _as_built(config: Any) -> Origin:
+    """Of a model that no weights were put into afterwards; a network can bring those of a checkpoint itself."""
+    network = config.model.get("init_args", {}).get("network")
+    if str(getattr(network, "class_path", "")).rpartition(".")[2] != load_two_tower.__name__:
+        return Origin(pretrained=_pretrained(config))
+    given = network.init_args
+    return of_network(given.source, given.get("kind"), given.get("architecture"))
+
+
+def _keeps_checkpoints(trainer: Any) -> bool:
+    return trainer.enable_checkpointing is not False and not trainer.fast_dev_run
 
 
 def _pretrained(config: Any) -> frozenset[str]:
@@ -222,6 +275,22 @@ def _pretrained(config: Any) -> frozenset[str]:
     return frozenset(name for name, own, always in zip(towers, brings, named, strict=True) if own or always)
 
 
-def _require_writable(report: Path) -> None:
-    if not report.parent.is_dir() or report.is_dir() or not os.access(report.parent, os.W_OK):
+def _require_checkpoint(source: str) -> None:
+    """Refuse ``--checkpoint`` before anything is built.
+
+    Raises:
+        ValueError: there is nothing of that name.
+    """
+    try:
+        require_source(source)
+    except ValueError as error:
+        raise ValueError(str(error).replace("init_from expects", "--checkpoint expects")) from error
+
+
+def _require_writable(report: str | None) -> None:
+    if report is not None and not _can_write(Path(report)):
         raise ValueError(f"--json expects a file in a folder that is there and can be written, got {report}.")
+
+
+def _can_write(report: Path) -> bool:
+    return report.parent.is_dir() and not report.is_dir() and os.access(report.parent, os.W_OK)

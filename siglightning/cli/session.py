@@ -94,9 +94,9 @@ class Session:
             ValueError: as :meth:`open`, but for a directory that cannot be written.
         """
         self.run_dir = self._name(config, "runs")
-        self.start = decide_start(
-            self.run_dir, config.resume, Limits(config.trainer.max_steps, config.trainer.max_epochs)
-        )
+        if not config.trainer.fast_dev_run:
+            limits = Limits(config.trainer.max_steps, config.trainer.max_epochs)
+            self.start = decide_start(self.run_dir, config.resume, limits)
 
     def _name(self, config: Any, parent: str) -> RunDir:
         config.run_dir = config.run_dir or str(Path(parent) / (name_of_run(self.arguments) or "run"))

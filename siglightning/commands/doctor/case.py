@@ -3,10 +3,10 @@
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 import torch
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader
 
 from siglightning.batch import Batch
 from siglightning.commands.doctor.findings import NotApplicableError
+from siglightning.commands.doctor.origin import Origin
 from siglightning.commands.plan.memory import state_bytes
 from siglightning.data import BaseDataModule, Collate, Sample
 from siglightning.models import ImageEncoder
@@ -28,35 +29,6 @@ from siglightning.tasks.embeddings import embed_images, embed_texts
 MAX_PAIRS = 256  # of the first batch that are loaded
 EMBEDDING_S = 5.0  # seconds after which no more of them are embedded
 _AT_ONCE = 16  # pairs
-
-
-@dataclass(frozen=True)
-class Origin:
-    """Where the weights of step 0 come from.
-
-    Attributes:
-        checkpoint: the file; ``None`` where the model begins as it is built.
-        step: optimizer steps that the weights have seen.
-        parts: of the model that come from it, such as ``image tower``.
-        record: what is known of the run that made it: ``model.json`` beside its configuration.
-        pretrained: towers that bring weights of their own, ``image_tower`` and ``text_tower``.
-    """
-
-    checkpoint: Path | None = None
-    step: int = 0
-    parts: frozenset[str] = frozenset()
-    record: dict[str, Any] = field(default_factory=dict)
-    pretrained: frozenset[str] = frozenset()
-
-    @property
-    def knows_pairs(self) -> bool:
-        """Whether both towers were trained together, so that a picture must lie nearest to its caption."""
-        return {"image tower", "text side"} <= self.parts
-
-    def trained(self, tower: str) -> bool:
-        """Whether ``image_tower`` or ``text_tower`` brings trained weights."""
-        part = {"image_tower": "image tower", "text_tower": "text side"}[tower]
-        return tower in self.pretrained or part in self.parts
 
 
 @dataclass(frozen=True)

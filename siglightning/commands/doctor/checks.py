@@ -6,6 +6,7 @@ from siglightning.commands.doctor.findings import NamedCheck
 from siglightning.commands.doctor.look import count_classes, cut_captions, show_sample
 from siglightning.commands.doctor.objective import begin, count_negatives
 from siglightning.commands.doctor.pictures import find_duplicates, read_pictures
+from siglightning.commands.doctor.pixels import check_pixels
 from siglightning.commands.doctor.ring import check_ring
 from siglightning.commands.doctor.settings import check_groups, check_length
 from siglightning.commands.doctor.speed import check_loader
@@ -16,6 +17,7 @@ CHECKS: tuple[NamedCheck[Case], ...] = (
     NamedCheck("pictures", read_pictures),
     NamedCheck("duplicates", find_duplicates),
     NamedCheck("classes", count_classes),
+    NamedCheck("pixels", check_pixels),
     NamedCheck("captions", cut_captions),
     NamedCheck("tokens", check_tokens),
     NamedCheck("negatives", count_negatives),

@@ -6,6 +6,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Generic, Literal, TypeVar
 
+import torch
+
 Level = Literal["ok", "warning", "error"]
 LEVELS: tuple[Level, ...] = ("ok", "warning", "error")
 Case = TypeVar("Case")
@@ -116,4 +118,6 @@ def _message(error: Exception) -> str:
 
 def _remedy(error: Exception) -> str:
     """Our own errors say it themselves; others come from where nobody has thought of them."""
+    if isinstance(error, MemoryError | torch.OutOfMemoryError):
+        return "Take a smaller model, or a device with more memory; see what `siglightning plan` reckons."
     return "As it says." if isinstance(error, ValueError) else "Run with --debug for the traceback."

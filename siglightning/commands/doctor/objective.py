@@ -164,7 +164,7 @@ def _measured(case: Case, task: ContrastiveTask, scale: float, bias: float) -> F
     positives = 1.0 if task.match == "ignore" else same.sum().item() / count
     expected = Expected(task.loss_name, positives, (~same).sum().item() / count, scale, bias)
     logits = pair_logits(images, texts, task.network.log_scale.detach(), task.network.bias, ids)
-    margin = known_by(images.float().cpu(), texts.float().cpu(), same)
+    margin = known_by(images.float().cpu(), texts.float().cpu(), same) if math.isfinite(loss) else math.nan
     low, high = expected.range(dim)
     values = {
         "pairs": count,
@@ -226,10 +226,11 @@ def begin_classifier(case: Case) -> Iterator[Finding]:
         logits = task.classify(task.features({key: batch[key][:count]})).float()  # type: ignore[misc]
         measured, expected = loss_of(logits, labels).item(), loss_of(torch.zeros_like(logits), labels).item()
     values = {"pictures": count, "measured": measured, "expected": expected, "classes": logits.shape[1]}
+    is_new = case.origin.checkpoint is None or case.origin.kind != "run"  # no other library brings our classifier
     text = f"{logits.shape[1]} classes: equal logits give a loss of {expected:.4g}; measured on {count}: {measured:.4g}"
     if not math.isfinite(measured):
         yield Finding("error", text, "Look at the weights and at `trainer.precision`.", values=values)
-    elif case.origin.checkpoint is None and abs(measured - expected) > 0.5 * expected:
+    elif is_new and abs(measured - expected) > 0.5 * expected:
         remedy = (
             "A new classifier begins near equal logits: look at the features' size and the pictures' normalisation."
         )

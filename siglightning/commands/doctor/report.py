@@ -1,5 +1,6 @@
 """Findings as text for the terminal, as they come, and as plain values for a file."""
 
+import math
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import asdict
@@ -32,11 +33,9 @@ class Report:
         """What is examined."""
         case = self.case
         processes = f"{case.world_size} process{'es' if case.world_size > 1 else ''}"
-        origin = case.origin.checkpoint
-        weights = f"weights of {origin}, step {case.origin.step:,}" if origin else "weights as built"
         return (
             f"{type(case.task).__name__} on {type(case.datamodule).__name__}, {processes} on {case.device.type}, "
-            f"{weights}; set up in {self.start_s:.1f} s"
+            f"{case.origin.told()}; set up in {self.start_s:.1f} s"
         )
 
     def add(self, result: Result) -> str:
@@ -62,7 +61,9 @@ class Report:
             "warnings": counts["warning"],
             "set_up_s": round(self.start_s, 2),
             "run_dir": str(self.case.run_dir),
-            "checkpoint": str(self.case.origin.checkpoint) if self.case.origin.checkpoint else None,
+            "checkpoint": self.case.origin.checkpoint,
+            "checkpoint_kind": self.case.origin.kind if self.case.origin.checkpoint else None,
+            "checkpoint_step": self.case.origin.step,
             "processes": self.case.world_size,
             "device": self.case.device.type,
             "checks": [_values(result) for result in self.results],
@@ -90,5 +91,14 @@ def _values(result: Result) -> dict[str, Any]:
         "level": result.level,
         "seconds": round(result.seconds, 3),
         "skipped": result.skipped or None,
-        "findings": [asdict(finding) for finding in result.findings],
+        "findings": [_plain(asdict(finding)) for finding in result.findings],
     }
+
+
+def _plain(value: Any) -> Any:
+    """With ``null`` for numbers that JSON has no word for."""
+    if isinstance(value, dict):
+        return {key: _plain(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(inner) for inner in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

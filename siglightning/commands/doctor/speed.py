@@ -109,6 +109,8 @@ def step_rate(case: Case) -> float | None:
         rate = _timed(case, step, [size for size in (2, 8, 32, 128) if size <= most] or [most])
     finally:
         network.micro_batch_size = micro
+    if not rate:
+        raise torch.OutOfMemoryError(f"{case.device} has not the memory for a step of two samples")
     return rate if micro is None else 0.75 * rate
 
 
@@ -123,19 +125,28 @@ def _classifier_loss(task: FineTuneTask, part: Batch) -> Any:
 def _timed(case: Case, step: Callable[[Batch], Any], sizes: list[int]) -> float:
     start, rate = time.monotonic(), 0.0
     for size in sizes:
-        for _ in range(2):  # the first one makes what later ones find
-            _synchronise(case.device)
-            begun = time.monotonic()
-            with case.trainer.precision_plugin.forward_context():
-                loss = step(rows_of(case.first.batch, 0, size))
-            loss.backward()
-            _synchronise(case.device)
-            seconds = time.monotonic() - begun
-        case.task.zero_grad(set_to_none=True)
+        try:
+            for _ in range(2):  # the first one makes what later ones find
+                seconds = _seconds(case, step, size)
+        except torch.OutOfMemoryError:  # of pairs at once; the run takes them in slices
+            break
+        finally:
+            case.task.zero_grad(set_to_none=True)
         rate = max(rate, size / seconds)
         if (time.monotonic() - start) * 4 > STEPPING_S:  # the next one would take four times as long
             break
     return rate
+
+
+def _seconds(case: Case, step: Callable[[Batch], Any], size: int) -> float:
+    """Of a forward and a backward pass on the first samples; gradients stay."""
+    _synchronise(case.device)
+    begun = time.monotonic()
+    with case.trainer.precision_plugin.forward_context():
+        loss = step(rows_of(case.first.batch, 0, size))
+    loss.backward()
+    _synchronise(case.device)
+    return time.monotonic() - begun
 
 
 def _synchronise(device: torch.device) -> None:

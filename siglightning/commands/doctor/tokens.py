@@ -2,10 +2,12 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import zip_longest
 from typing import Any
 
 from siglightning.commands.doctor.case import Case
 from siglightning.commands.doctor.findings import Finding, Level, NotApplicableError
+from siglightning.commands.doctor.origin import Origin
 from siglightning.models import TwoTower
 from siglightning.models.token_record import TokenRecord
 from siglightning.models.towers import TextTower
@@ -31,27 +33,51 @@ class Family:
 
 
 def check_tokens(case: Case) -> Iterator[Finding]:
-    """Compare the tokenizer with the tower, and with what the tower's weights were trained with."""
+    """Compare the tokenizer with the tower, and with what the tower's weights were trained with.
+
+    What the checkpoint tells comes first: the record of its run, or its own tokenizer. What is known of the family of
+    the tower stands in where it tells nothing, and beside it for models of other libraries, some of whose tokenizers
+    were saved without the cleaning that the model was trained with.
+    """
     network = case.base_task.network
     if not isinstance(network, TwoTower) or case.base_task.input_spec.tokenizer is None:
         raise NotApplicableError("no text is read")
-    tower, record = network.text_tower, TokenRecord.of(network.tokenizer)
+    tower, record, origin = network.text_tower, TokenRecord.of(network.tokenizer), case.origin
     yield _of_tower(tower, record)
-    trained = case.origin.trained("text_tower")
-    told = TokenRecord.read(case.origin.record.get("text") or {}) if "text side" in case.origin.parts else None
-    if told is not None:
-        yield _compared(_differences(record, told), f"the run of {case.origin.checkpoint}", "error")
-        return
+    told = origin.described.text if origin.brings("text_tower") else None
     family = family_of(tower)
+    if told is not None:
+        differences = _differences(record, told, tower)
+        level: Level = "warning" if set(differences) == {"rare_ids"} else "error"
+        yield _compared(differences, f"for {_source(origin)}", level, told.source)
+        if origin.kind == "run" or differences or family is None:
+            return
+        unlike = _of_family(record, family)
+        if unlike:
+            yield _compared(unlike, f"{family.name} was trained", "warning", None)
+    else:
+        yield from _without_record(record, tower, family, origin)
+
+
+def _without_record(record: TokenRecord, tower: TextTower, family: Family | None, origin: Origin) -> Iterator[Finding]:
+    """The comparison where no checkpoint tells how its captions became ids."""
+    trained = origin.trained("text_tower")
+    if origin.brings("text_tower"):
+        why = origin.described.unknown or "nobody recorded it"
+        text = f"{_source(origin)} does not tell with which tokenizer its text tower was trained ({why})"
+        yield Finding("warning", text, "Compare `tokenizer`, `context_length` and `canonicalize` with its own.")
     if family is not None:
-        found = _of_family(record, family)
-        found += _of_source(record, tower) if trained else []
-        yield _compared(found, f"{family.name} checkpoints", "error" if trained else "warning")
-    elif trained and case.origin.checkpoint is not None and "text side" in case.origin.parts:
-        text = f"{case.origin.checkpoint} does not tell with which tokenizer its text tower was trained"
-        yield Finding("warning", text, "Compare `tokenizer`, `context_length` and `canonicalize` with its config.yaml.")
-    elif trained:
-        yield _compared(_of_source(record, tower), f"the tower's weights, {tower.default_tokenizer}", "error")
+        differences = _of_family(record, family)
+        if trained and not origin.brings("text_tower"):
+            differences |= _of_source(record, tower)
+        yield _compared(differences, f"{family.name} was trained", "error" if trained else "warning", None)
+    elif trained and not origin.brings("text_tower"):
+        own = tower.default_tokenizer
+        yield _compared(_of_source(record, tower), f"for the tower's weights, {own}", "error", own)
+
+
+def _source(origin: Origin) -> str:
+    return f"the run of {origin.checkpoint}" if origin.kind == "run" else str(origin.checkpoint)
 
 
 def _of_tower(tower: TextTower, record: TokenRecord) -> Finding:
@@ -80,38 +106,78 @@ def _of_tower(tower: TextTower, record: TokenRecord) -> Finding:
     return Finding("ok", text, values=values)
 
 
-def _compared(differences: list[str], what: str, level: Level) -> Finding:
+Differences = dict[str, tuple[Any, Any]]  # what differs -> here, there
+
+
+def _compared(differences: Differences, what: str, level: Level, source: str | None) -> Finding:
+    """A finding of differences from the tokenizer ``source``, or from one that is known by its rules alone."""
+    values = {"differences": {name: {"here": mine, "there": theirs} for name, (mine, theirs) in differences.items()}}
     if not differences:
-        return Finding("ok", f"captions become ids as for {what}")
-    text = f"not as {what}: {'; '.join(differences)}"
-    return Finding(level, text, "Set `tokenizer`, `context_length` and `canonicalize` of the network as they had them.")
+        return Finding("ok", f"captions become ids as {what}", values=values)
+    told = "; ".join(f"{name} {mine}, there {theirs}" for name, (mine, theirs) in differences.items())
+    return Finding(level, f"not as {what}: {told}", _remedy(differences, source), values=values)
 
 
-def _differences(record: TokenRecord, told: TokenRecord) -> list[str]:
-    """What another run's record says otherwise; the name of its tokenizer alone does not matter."""
+def _remedy(differences: Differences, source: str | None) -> str:
+    """Which settings of the network to change."""
+    theirs = {name: there for name, (_, there) in differences.items()}
+    settings = []
+    if {"tokenizer", "vocab_size", "pad_id", "ids", "rare_ids"} & set(theirs):
+        source = source or theirs.get("tokenizer")
+        settings.append(f"`tokenizer: {source}`" if source else "a `tokenizer` of the same vocabulary and padding")
+    if "context_length" in theirs:
+        settings.append(f"`context_length: {theirs['context_length']}`")
+    if "strips_punctuation" in theirs:
+        settings.append(f"`canonicalize: {str(theirs['strips_punctuation']).lower()}`")
+    elif "lower_cases" in theirs:
+        settings.append(f"`tokenizer: {source}`" if source else "a `tokenizer` that lower-cases, or captions that are")
+    return f"Set in the network {' and '.join(dict.fromkeys(settings))}, as these weights were trained."
+
+
+def _differences(record: TokenRecord, told: TokenRecord, tower: TextTower) -> Differences:
+    """What another record says otherwise; the name of its tokenizer alone does not matter."""
     mine, theirs = record.values(), told.values()
-    names = [name for name in mine if name not in ("source", "ids") and mine[name] != theirs[name]]
-    if record.ids != told.ids and not {"lower_cases", "strips_punctuation", "vocab_size"} & set(names):
-        return [*_told(names, mine, theirs), f"other ids for the same captions ({record.source}, there {told.source})"]
-    return _told(names, mine, theirs)
+    unseen = {"source", "ids"} | (set() if sees_padding(tower) else {"pad_id"})
+    found = {name: (mine[name], theirs[name]) for name in mine if name not in unseen and mine[name] != theirs[name]}
+    if not {"lower_cases", "strips_punctuation", "vocab_size"} & set(found):  # these change ids as well
+        found |= _of_ids(record, told)
+    return found
 
 
-def _of_family(record: TokenRecord, family: Family) -> list[str]:
-    names = [
-        name
-        for name in ("context_length", "pad_id", "lower_cases", "strips_punctuation")
-        if getattr(family, name) not in (None, getattr(record, name))
-    ]
-    return _told(names, record.values(), {name: getattr(family, name) for name in names})
+def _of_ids(record: TokenRecord, told: TokenRecord) -> Differences:
+    """Which captions get other ids: with another vocabulary all, with other cleaning at its edges some.
+
+    Libraries do not agree on an underscore or a quotation mark; the first caption has letters and commas alone.
+    """
+    pairs = list(zip_longest(record.ids.split("-"), told.ids.split("-")))
+    other = sum(mine != theirs for mine, theirs in pairs)
+    name = "ids" if pairs[0][0] != pairs[0][1] else "rare_ids"
+    there = f"others for {other} of {len(pairs)} awkward captions ({told.source})"
+    return {name: (f"those of {record.source}", there)} if other else {}
 
 
-def _of_source(record: TokenRecord, tower: TextTower) -> list[str]:
+def _of_family(record: TokenRecord, family: Family) -> Differences:
+    names = ("context_length", "pad_id", "lower_cases", "strips_punctuation")
+    expected = {name: getattr(family, name) for name in names if getattr(family, name) is not None}
+    return {name: (getattr(record, name), there) for name, there in expected.items() if getattr(record, name) != there}
+
+
+def _of_source(record: TokenRecord, tower: TextTower) -> Differences:
     own = tower.default_tokenizer
-    return [] if record.source == own else [f"tokenizer {record.source}, of the tower's own {own}"]
+    return {} if record.source == own else {"tokenizer": (record.source, own)}
 
 
-def _told(names: list[str], mine: dict[str, Any], theirs: dict[str, Any]) -> list[str]:
-    return [f"{name} {mine[name]}, there {theirs[name]}" for name in names]
+def sees_padding(tower: TextTower) -> bool:
+    """Whether features depend on the id that fills up captions.
+
+    They do not where a tower masks it, nor where it looks back alone and pools the token that closes the text, as CLIP.
+    Towers that mask look for an id of their own, which is compared elsewhere; theirs counts as seen.
+    """
+    trunk: Any = getattr(tower, "trunk", None)
+    if str(getattr(getattr(trunk, "config", None), "model_type", "")).startswith("clip"):
+        return False
+    looks_back = getattr(trunk, "attn_mask", None) is not None  # of open_clip
+    return not (looks_back and getattr(trunk, "pool_type", "") in ("argmax", "eos"))
 
 
 def family_of(tower: TextTower) -> Family | None:
