@@ -5,6 +5,7 @@ import random
 
 import pytest
 import torch
+from sklearn import metrics as sklearn
 from torchmetrics.functional.classification import multiclass_confusion_matrix, multiclass_f1_score
 
 from siglightning.evaluation import Predictions, classification_metrics
@@ -69,6 +70,22 @@ def test_confusion_matrix_and_f1_agree_with_torchmetrics(predictions):
     expected = multiclass_f1_score(predictions.classes, predictions.labels, 7, average="macro")
     assert macro_f1(matrix).item() == pytest.approx(expected.item(), rel=1e-6)  # theirs is float32
     assert classification_metrics(predictions)["macro_f1"].value == pytest.approx(macro_f1(matrix).item(), rel=1e-12)
+
+
+def test_measures_agree_with_scikit_learn_in_float64():
+    generator = torch.Generator().manual_seed(3)
+    labels = torch.randint(6, (300,), generator=generator)  # of the seventh class there are none
+    predictions = make(torch.randn(300, 7, generator=generator), labels)
+    logits, classes = predictions.logits.double(), predictions.classes
+    expected = {
+        "acc": sklearn.accuracy_score(labels, classes),
+        "acc@5": sklearn.top_k_accuracy_score(labels, logits, k=5, labels=range(7)),
+        "macro_f1": sklearn.f1_score(labels, classes, average="macro", zero_division=0),
+        "nll": sklearn.log_loss(labels, logits.softmax(1), labels=range(7)),
+    }
+    found = {name: metric.value for name, metric in classification_metrics(predictions, num_resamples=1).items()}
+    assert found == pytest.approx(expected, rel=0, abs=1e-12)
+    assert confusion_matrix(predictions).tolist() == sklearn.confusion_matrix(labels, classes, labels=range(7)).tolist()
 
 
 def test_metrics_have_names_values_chances_and_intervals(predictions):

@@ -2,6 +2,8 @@
 
 import pytest
 import torch
+from sklearn.linear_model import Ridge
+from sklearn.metrics import accuracy_score
 
 from siglightning.data import PictogramArchive
 from siglightning.evaluation.fewshot import few_rows, few_shot_accuracy, fit_ridge
@@ -44,6 +46,37 @@ def test_weights_solve_the_penalised_least_squares(pictures, count, l2):
     scale = expected.abs().max().item()
     # Float64 with a condition of at most the largest eigenvalue, 1e4 * 200, over the penalty.
     torch.testing.assert_close(found.weight, expected, rtol=1e-6, atol=1e-8 * scale)
+
+
+@pytest.mark.parametrize("solver", ["svd", "cholesky"])
+def test_scores_and_accuracy_are_those_of_scikit_learn(pictures, solver):
+    """Its ridge regression on the same standardised features, which it neither centres nor gives a bias."""
+    features, labels = pictures
+    train, test = torch.arange(240) % 2 == 0, torch.arange(240) % 2 == 1
+    found = fit_ridge(features[train], labels[train], 4)
+
+    def standardised(rows):
+        x = (rows.double() - features[train].double().mean(0)) / (features[train].double().std(0, correction=0) + 1e-5)
+        return torch.cat([x, torch.full((len(x), 1), 100.0)], dim=1).numpy()
+
+    targets = torch.where(labels[train, None] == torch.arange(4), 1.0, -1.0).double().numpy()
+    theirs = Ridge(alpha=1024.0, fit_intercept=False, solver=solver).fit(standardised(features[train]), targets)
+    scores = torch.from_numpy(theirs.predict(standardised(features[test])))
+    torch.testing.assert_close(found.logits(features[test]), scores, rtol=0, atol=1e-12)
+    every = few_shot_accuracy(features[train], labels[train], features[test], labels[test], 4, shots=[30], num_draws=1)
+    right = accuracy_score(labels[test], scores.argmax(1))  # all 30 of each class: the draw is the training set
+    assert every["fewshot@30"].value == pytest.approx(right, abs=1e-12)
+
+
+def test_every_accuracy_has_the_interval_of_its_pictures(pictures):
+    """A share of M independent pictures: the normal approximation, good to a hundredth or two."""
+    features, labels = pictures
+    train = torch.arange(240) % 2 == 0
+    found = few_shot_accuracy(features[train], labels[train], features[~train], labels[~train], 4, num_draws=1)
+    for value in found.values():
+        half = 1.96 * (value.value * (1 - value.value) / 120) ** 0.5
+        assert value.count == 120
+        assert (value.low, value.high) == pytest.approx((value.value - half, value.value + half), abs=0.02)
 
 
 def test_classes_can_be_told_from_thumbnails_and_more_shots_tell_more(pictures):

@@ -7,6 +7,7 @@ import warnings
 import numpy as np
 import pytest
 import torch
+from sklearn import metrics as sklearn
 from torchmetrics.functional.classification import (
     binary_calibration_error,
     multilabel_average_precision,
@@ -102,6 +103,23 @@ def test_measures_equal_torchmetrics():
     }
     for name, value in expected.items():
         assert got[name].value == pytest.approx(value.item(), rel=1e-5), name  # torchmetrics counts in float32
+
+
+@pytest.mark.parametrize("ties", [False, True])
+def test_measures_equal_scikit_learn_in_float64(ties):
+    logits, labels = data(200, 6, ties=ties, seed=4)
+    labels[labels.sum(1) == 0, 3] = 1  # scikit-learn, too, counts pictures without labels as 0
+    p, given = logits.sigmoid(), logits > 0
+    expected = {
+        "nll": sklearn.log_loss(labels.flatten(), p.flatten()),
+        "brier": sklearn.brier_score_loss(labels.flatten(), p.flatten()),
+        "mAP": sklearn.average_precision_score(labels, logits, average="macro"),
+        "macro_f1": sklearn.f1_score(labels, given, average="macro"),
+        "micro_f1": sklearn.f1_score(labels, given, average="micro"),
+        "coverage_error": sklearn.coverage_error(labels, logits),
+    }
+    got = measure(logits, labels)
+    assert {name: got[name].value for name in expected} == pytest.approx(expected, rel=0, abs=1e-12)
 
 
 def test_bootstrap_repeats_whole_pictures():

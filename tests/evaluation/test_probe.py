@@ -39,6 +39,7 @@ def test_it_is_the_minimum_that_scikit_learn_finds(pictures, l2_reg):
     near = 4e-8 / l2_reg
     np.testing.assert_allclose(found.weight.T, model.coef_, rtol=0, atol=near)
     np.testing.assert_allclose(found.logits(features).softmax(1), model.predict_proba(x), rtol=0, atol=near)
+    assert found.logits(features).argmax(1).tolist() == model.predict(x).tolist()
     again = fit_logistic(features, labels, 4, l2_reg, start=fit_logistic(features, labels, 4, 1.0), tolerance=1e-9)
     torch.testing.assert_close(again.weight, found.weight, rtol=0, atol=near)
 

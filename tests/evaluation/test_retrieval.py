@@ -125,7 +125,7 @@ def test_recall_agrees_with_torchmetrics():
             retrieval_hit_rate(scores, text_ids == i, top_k=k).item()
             for scores, i in zip(image @ text.T, image_ids, strict=True)
         ]
-        assert recall_at_k(ranks, k) == pytest.approx(sum(theirs) / len(theirs))
+        assert recall_at_k(ranks, k) == pytest.approx(sum(theirs) / len(theirs), rel=0, abs=1e-12)
 
 
 def recall_of_clip_benchmark(scores: Tensor, positive_pairs: Tensor, k: int) -> Tensor:
@@ -186,6 +186,15 @@ def test_published_examples_of_big_vision(distances, way, expected):
     image, text = -torch.tensor(distances, dtype=torch.float64), torch.eye(8, dtype=torch.float64)
     ranks = ranks_both_ways(image, text, torch.arange(4), torch.arange(8) // 2)[way]
     assert [recall_at_k(ranks, k) for k in (1, 5, 10)] == expected
+
+
+def test_published_pictures_of_big_vision_are_all_found():
+    """Its retrieval_test: 17 pictures, one more than its 8 devices take, and captions at their angles."""
+    ids = torch.arange(17)
+    image = normalize(torch.stack([torch.full((17,), 100.0), ids.float()], dim=1), dim=1)
+    found = retrieval_metrics(image, image.repeat_interleave(5, 0), ids, ids.repeat_interleave(5), num_resamples=1)
+    assert (found["i2t_recall@1"].value, found["t2i_recall@5"].value) == (1.0, 1.0)
+    assert (found["i2t_recall@1"].count, found["t2i_recall@5"].count) == (17, 85)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
