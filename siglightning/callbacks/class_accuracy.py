@@ -1,7 +1,5 @@
 """Accuracy by class: a table for spreadsheets and W&B, and a page that tells where it fails."""
 
-import csv
-import io
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,6 +12,7 @@ from matplotlib.ticker import MaxNLocator
 from siglightning.callbacks.curves import BLUE, GREY, INK, RED
 from siglightning.callbacks.figures import figure_folder, file_word
 from siglightning.callbacks.lettering import drawable, fonts, one_line
+from siglightning.callbacks.logged_table import csv_text, log_table
 from siglightning.evaluation import ClassResult, Evaluation, Predictions, per_class_results
 from siglightning.runtime.files import write_text
 
@@ -55,16 +54,12 @@ class ClassAccuracy(Callback):
             write_text(folder / f"per_class_{word}.csv", as_csv(results))
             title = f"{name}: {_accuracies(evaluations.get(name))}{len(results)} classes"
             draw_class_accuracy(results, title, figure_folder(trainer) / f"per_class_{word}.png")
-            _send(trainer, f"{name}/per_class", results)
+            log_table(trainer, f"{name}/per_class", COLUMNS, [_row(result) for result in results])
 
 
 def as_csv(results: Sequence[ClassResult]) -> str:
     """A line of names and one for each class, in their order; empty cells for what is not a number."""
-    file = io.StringIO(newline="")
-    writer = csv.writer(file)
-    writer.writerow(COLUMNS)
-    writer.writerows(_row(result) for result in results)
-    return file.getvalue()
+    return csv_text(COLUMNS, [_row(result) for result in results])
 
 
 def draw_class_accuracy(results: Sequence[ClassResult], title: str, path: Path) -> None:
@@ -152,11 +147,3 @@ def _accuracies(evaluation: Evaluation | None) -> str:
 def _row(result: ClassResult) -> list[Any]:
     shares = [None if math.isnan(share) else round(share, 6) for share in (result.accuracy, result.low, result.high)]
     return [result.name, result.count, result.right, *shares, result.confused_with, result.confused_count]
-
-
-def _send(trainer: Trainer, key: str, results: Sequence[ClassResult]) -> None:
-    """To loggers that take tables, as Lightning's for W&B does."""
-    for logger in trainer.loggers:
-        log_table: Any = getattr(logger, "log_table", None)
-        if log_table is not None:
-            log_table(key, columns=list(COLUMNS), data=[_row(result) for result in results])

@@ -1,7 +1,5 @@
 """Retrieval of all sets side by side: a table for spreadsheets and W&B, and a page."""
 
-import csv
-import io
 import math
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,6 +11,7 @@ from matplotlib.figure import Figure
 from siglightning.callbacks.curves import BLUE, GREEN, GREY, INK, ORANGE
 from siglightning.callbacks.figures import figure_folder
 from siglightning.callbacks.lettering import drawable, fonts, one_line
+from siglightning.callbacks.logged_table import csv_text, log_table
 from siglightning.evaluation import Evaluation
 from siglightning.runtime.files import write_text
 
@@ -50,12 +49,9 @@ class RetrievalReport(Callback):
         folder = Path(trainer.default_root_dir) / "tables"
         folder.mkdir(parents=True, exist_ok=True)
         columns, rows = as_table(sets)
-        write_text(folder / "retrieval.csv", _as_csv(columns, rows))
+        write_text(folder / "retrieval.csv", csv_text(columns, rows))
         draw_retrieval(sets, figure_folder(trainer) / "retrieval.png")
-        for logger in trainer.loggers:
-            log_table: Any = getattr(logger, "log_table", None)
-            if log_table is not None:
-                log_table("retrieval", columns=columns, data=rows, step=trainer.global_step)
+        log_table(trainer, "retrieval", columns, rows)
 
 
 def as_table(sets: Sets) -> tuple[list[str], list[list[str | float | None]]]:
@@ -122,14 +118,6 @@ def _draw_way(axes: Any, sets: Sets, way: str) -> None:
     axes.grid(color="#E6E6E6", linewidth=0.8)
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
-
-
-def _as_csv(columns: list[str], rows: list[list[str | float | None]]) -> str:
-    file = io.StringIO(newline="")
-    writer = csv.writer(file)
-    writer.writerow(columns)
-    writer.writerows(rows)
-    return file.getvalue()
 
 
 def _finite(number: float) -> float | None:

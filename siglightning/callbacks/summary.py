@@ -2,24 +2,28 @@
 
 import json
 import math
-import os
 import sys
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from pathlib import Path
+from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from rich.console import Console
 from rich.table import Table
 
+from siglightning.callbacks.logged_table import csv_text, log_table
 from siglightning.evaluation import Evaluation, MetricValue
+from siglightning.runtime.files import write_text
 
+COLUMNS = ("set", "metric", *(field.name for field in fields(MetricValue)))
 HEADER = ("set", "metric", "value", "chance", "95 % interval", "n")
 _LISTED = (
     "metrics.csv",
     "epochs.csv",
     "summary.json",
     "summary.md",
+    "summary.csv",
     "calibration.json",
     "config.yaml",
     "tables",
@@ -29,11 +33,12 @@ _LISTED = (
 
 
 class SummaryTable(Callback):
-    """Prints the evaluations of a test, and writes them to ``summary.json`` and ``summary.md`` in the run directory.
+    """Prints the evaluations of a test, and writes ``summary.json``, ``.md`` and ``.csv`` into the run directory.
 
     The task hands them over as ``evaluations``, by test set. `trainer.validate` prints its table and writes nothing, so
-    that it never replaces the result of a test. After the table come the paths of the run's figures and files; they
-    are printed last of all, when other callbacks have written theirs. Only the first process prints.
+    that it never replaces the result of a test. Loggers that take tables (W&B) get that of either as ``test`` or
+    ``validate``, a row for each metric with its interval. After the table come the paths of the run's figures and
+    files; they are printed last of all, when other callbacks have written theirs. Only the first process prints.
 
     Args:
         console: where to print; by default standard output. Without a terminal the table is plain text.
@@ -49,13 +54,17 @@ class SummaryTable(Callback):
         if trainer.is_global_zero and self._evaluations:
             folder = Path(trainer.default_root_dir)
             folder.mkdir(parents=True, exist_ok=True)
-            _write(folder / "summary.json", as_json(self._evaluations))
-            _write(folder / "summary.md", as_markdown(self._evaluations))
+            write_text(folder / "summary.json", as_json(self._evaluations))
+            write_text(folder / "summary.md", as_markdown(self._evaluations))
+            write_text(folder / "summary.csv", as_csv(self._evaluations))
+            log_table(trainer, "test", COLUMNS, _numbers(self._evaluations))
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Keep what `trainer.validate` measured; validation within training is the curves' business."""
         if trainer.state.fn == "validate":
             self._evaluations = getattr(pl_module, "evaluations", {})
+            if trainer.is_global_zero and self._evaluations:
+                log_table(trainer, "validate", COLUMNS, _numbers(self._evaluations))
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Print."""
@@ -73,6 +82,11 @@ def as_json(evaluations: Mapping[str, Evaluation]) -> str:
         for name, evaluation in evaluations.items()
     }
     return json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def as_csv(evaluations: Mapping[str, Evaluation]) -> str:
+    """A line of names and one for each metric of each set, numbers in full; empty cells for what is not a number."""
+    return csv_text(COLUMNS, _numbers(evaluations))
 
 
 def as_markdown(evaluations: Mapping[str, Evaluation]) -> str:
@@ -129,6 +143,15 @@ def _decimal(number: float) -> str:
     return f"{number:.3f}" if number == 0 or abs(number) >= 0.001 else f"{number:.1g}"
 
 
+def _numbers(evaluations: Mapping[str, Evaluation]) -> list[list[Any]]:
+    """Rows under ``COLUMNS``."""
+    return [
+        [name, metric, *_finite(asdict(value)).values()]
+        for name, evaluation in evaluations.items()
+        for metric, value in evaluation.metrics.items()
+    ]
+
+
 def _finite(values: dict[str, float]) -> dict[str, float | None]:
     return {key: number if math.isfinite(number) else None for key, number in values.items()}
 
@@ -139,10 +162,3 @@ def _print_paths(folder: Path, console: Console) -> None:
     for path in found:
         print(f"  {path.relative_to(folder)}", file=console.file)
     console.file.flush()
-
-
-def _write(path: Path, text: str) -> None:
-    """Never a half-written file: a new one takes the old one's place."""
-    new = path.with_name(path.name + ".new")
-    new.write_text(text, encoding="utf-8")
-    os.replace(new, path)

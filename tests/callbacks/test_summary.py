@@ -1,5 +1,6 @@
 """The table at the end of a run."""
 
+import csv
 import io
 import json
 import math
@@ -8,11 +9,12 @@ from pathlib import Path
 import pytest
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.loggers import WandbLogger
 from rich.console import Console
 from torch.utils.data import DataLoader
 
 from siglightning.callbacks import SummaryTable
-from siglightning.callbacks.summary import as_json, as_markdown, as_plain_text
+from siglightning.callbacks.summary import as_csv, as_json, as_markdown, as_plain_text
 from siglightning.evaluation import Evaluation, MetricValue
 
 EVALUATIONS = {
@@ -91,16 +93,42 @@ def test_markdown_and_json_hold_the_same():
     assert content["seen"]["zeroshot_acc"]["chance"] is None
 
 
+def test_csv_holds_every_number_in_full():
+    assert list(csv.reader(io.StringIO(as_csv(EVALUATIONS)))) == [
+        ["set", "metric", "value", "chance", "low", "high", "count"],
+        ["seen", "t2i_recall@1", "0.25", "0.0004", "0.2", "0.301", "1500"],
+        ["seen", "zeroshot_acc", "0.5", "", "0.4", "0.6", "20"],
+        ["a|b", "i2t_recall@5", "0.0", "0.015", "0.0", "0.0", "330"],
+    ]
+
+
+@pytest.mark.parametrize("verb", ["test", "validate"])
+def test_weights_and_biases_gets_the_table(tmp_path, verb):
+    """Offline, of which W&B keeps each table as a file of the run."""
+    logger = WandbLogger(save_dir=tmp_path, offline=True, project="here")
+    quiet = dict.fromkeys(["enable_checkpointing", "enable_progress_bar", "enable_model_summary"], False)
+    trainer = Trainer(accelerator="cpu", default_root_dir=tmp_path, logger=logger, callbacks=[SummaryTable()], **quiet)
+    getattr(trainer, verb)(Task(), DataLoader(torch.zeros(2, 1)), verbose=False)
+    (folder,) = Path(logger.experiment.dir).glob("media/table")
+    logger.experiment.finish()
+    (file,) = folder.glob(f"{verb}_*.table.json")
+    table = json.loads(file.read_text())
+    assert table["columns"] == ["set", "metric", "value", "chance", "low", "high", "count"]
+    assert table["data"][1] == ["seen", "zeroshot_acc", 0.5, None, 0.4, 0.6, 20]
+
+
 def test_test_prints_table_and_paths_and_writes_files(run, tmp_path):
     text = run("test", Console(file=io.StringIO(), width=40))
     assert as_plain_text(EVALUATIONS) in text
     assert f"Run directory: {tmp_path}" in text
     assert [line.strip() for line in text.split("Run directory")[1].splitlines()[1:]] == [
-        "figures/late.png", "summary.json", "summary.md",
+        "figures/late.png", "summary.json", "summary.md", "summary.csv",
     ]  # fmt: skip
     assert (tmp_path / "summary.json").read_text() == as_json(EVALUATIONS)
     assert (tmp_path / "summary.md").read_text() == as_markdown(EVALUATIONS)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["figures", "summary.json", "summary.md"]
+    assert (tmp_path / "summary.csv").read_bytes() == as_csv(EVALUATIONS).encode()
+    names = ["figures", "summary.csv", "summary.json", "summary.md"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == names
 
 
 def test_terminal_gets_a_drawn_table_with_every_cell(run):
