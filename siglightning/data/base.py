@@ -141,7 +141,7 @@ class BaseDataModule(LightningDataModule, ABC):
         if not self._is_built:
             self._check_trainer()
             self.build(self._find_spec())
-            self.zeroshot_sets.setup(self.trainer, self._find_spec())
+            self.zeroshot_sets.setup(self.trainer, self._find_spec(), taken=["val", *self.test_sets])
             self._is_built = True
             if self.noise is not None:
                 self.train_set = NoisyDataset(self.train_set, self.noise)
@@ -214,11 +214,8 @@ class BaseDataModule(LightningDataModule, ABC):
         return ResumableLoader(
             self.train_set,
             batch_sampler=sampler,
-            num_workers=self.num_workers,
-            collate_fn=self._collate(),
             persistent_workers=self.num_workers > 0,
-            pin_memory=self._on_gpu(),
-            worker_init_fn=share_memory,
+            **self._loading(),
         )
 
     def plain_train_dataloader(self) -> DataLoader[Sample]:
@@ -310,10 +307,7 @@ class BaseDataModule(LightningDataModule, ABC):
             dataset,
             batch_size=self.eval_batch_size,
             sampler=EvaluationSampler(len(dataset), rank, world_size),
-            num_workers=self.num_workers,
-            collate_fn=self._collate(),
-            pin_memory=self._on_gpu(),
-            worker_init_fn=share_memory,
+            **self._loading(),
         )
 
     def _collate(self) -> Collate:
@@ -337,8 +331,10 @@ class BaseDataModule(LightningDataModule, ABC):
     def _rank_and_world_size(self) -> tuple[int, int]:
         return (0, 1) if self.trainer is None else (self.trainer.global_rank, self.trainer.world_size)
 
-    def _on_gpu(self) -> bool:
-        return self.trainer is not None and self.trainer.strategy.root_device.type == "cuda"
+    def _loading(self) -> dict[str, Any]:
+        on_gpu = self.trainer is not None and self.trainer.strategy.root_device.type == "cuda"
+        workers = {"num_workers": self.num_workers, "worker_init_fn": share_memory}
+        return {**workers, "collate_fn": self._collate(), "pin_memory": on_gpu}
 
     def _check_trainer(self) -> None:
         """Lightning's own distributed sampler would reshuffle training and repeat samples in evaluation."""

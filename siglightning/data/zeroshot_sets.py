@@ -1,6 +1,6 @@
 """Evaluation sets with classes of their own, beside the data that are trained on."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -34,11 +34,16 @@ class ZeroShotSets:
         for module in self.modules.values():
             module.prepare_data()
 
-    def setup(self, trainer: Any, spec: InputSpec) -> None:
+    def setup(self, trainer: Any, spec: InputSpec, taken: Collection[str] = ()) -> None:
         """Open the data, of which no captions are read.
 
+        Args:
+            trainer: of the data module beside which the sets stand.
+            spec: what the model wants.
+            taken: names of that data module's own sets.
+
         Raises:
-            ValueError: a data module without classes.
+            ValueError: a data module without classes, or a set that is called like another one.
         """
         self._names = {}
         for key, module in self.modules.items():
@@ -53,6 +58,11 @@ class ZeroShotSets:
                         "none. Take data with labels, or make it the data module to have its retrieval evaluated."
                     )
                 self._names[key if len(sets) == 1 else f"{key}/{name}"] = module, name
+        if same := sorted(self._names.keys() & set(taken)):
+            raise ValueError(
+                f"Expected other names in `data.init_args.zeroshot_sets` than those of the data's own sets, got "
+                f"{same[0]!r}: both would report under it. Call it otherwise."
+            )
 
     @property
     def names(self) -> list[str]:

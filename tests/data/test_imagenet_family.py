@@ -202,6 +202,11 @@ def test_sets_with_other_classes_stand_beside_the_data(tmp_path):
     none.input_spec = SPEC
     with pytest.raises(ValueError, match=r"Expected classes in `data.init_args.zeroshot_sets.pictures`"):
         none.setup("test")
+    for taken in ("val", "validation"):
+        twice = FolderDataModule(str(tmp_path / "pets"), zeroshot_sets={taken: sets["again"]}, val_fraction=0.5)
+        twice.input_spec = SPEC
+        with pytest.raises(ValueError, match=f"than those of the data's own sets, got '{taken}'"):
+            twice.setup("test")
 
 
 def test_the_validation_set_is_that_of_torchvision(tmp_path):

@@ -71,7 +71,7 @@ class Crossmodal3600DataModule(MapStyleDataModule):
     @property
     @override
     def averaged_test_sets(self) -> list[str]:
-        return self.test_set_names
+        return list(self.test_sets)  # and not others' that are classified by prompts
 
 
 def read_captions(root: Path) -> dict[str, dict[str, list[str]]]:
