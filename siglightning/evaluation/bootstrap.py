@@ -164,7 +164,8 @@ def statistics_with_interval(
         resampled.append(statistic(weights.scatter_add_(1, draws, torch.ones_like(weights))))
     tails = torch.tensor([0.025, 0.975], dtype=torch.float64)
     drawn = torch.cat(resampled)
-    low, high = torch.nanquantile(drawn, tails, dim=0) + (values - drawn.nanmean(0))
+    moves = drawn - values  # as differences, lest rounding part a statistic that never moves from its interval
+    low, high = values + torch.nanquantile(moves - moves.nanmean(0), tails, dim=0)
     low = torch.where((drawn < 0).any(0), low, low.clamp(min=0))  # what is never negative has no negative interval
     counts = [num_samples] * len(values) if counts is None else counts
     columns = zip(values.tolist(), chances, low.tolist(), high.tolist(), counts, strict=True)

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from siglightning.evaluation import bootstrap as bootstrap_module
-from siglightning.evaluation import bootstrap_interval, mean_with_interval
+from siglightning.evaluation import bootstrap_interval, mean_with_interval, statistics_with_interval
 
 
 def test_interval_agrees_with_a_resampling_loop():
@@ -61,6 +61,12 @@ def test_coverage_is_near_nominal():
     low, high = bootstrap_interval(flips, num_resamples=400)
     covered = ((low <= 0.3) & (high >= 0.3)).double().mean().item()
     assert covered == pytest.approx(0.95, abs=3 * math.sqrt(0.95 * 0.05 / 300))
+
+
+def test_a_statistic_that_never_moves_is_its_own_interval():
+    """The mean of a thousand sevenths is another number than a seventh, by rounding."""
+    (found,) = statistics_with_interval(lambda weights: (2 * weights.sum(1) / (weights.sum(1) * 14))[:, None], 7, [0.0])
+    assert found.value == found.low == found.high == 1 / 7
 
 
 def test_mean_with_interval_fills_every_field():

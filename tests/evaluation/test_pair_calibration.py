@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 from torch.nn.functional import normalize
+from torch.utils._python_dispatch import TorchDispatchMode
 from torchmetrics.functional.classification import binary_calibration_error
 
 from siglightning.evaluation import calibration_error, pair_calibration
@@ -116,6 +117,25 @@ def test_interval_redraws_pictures_with_all_their_pairs():
     assert got.low == pytest.approx(moved.quantile(0.025).item(), rel=1e-9)
     assert got.high == pytest.approx(moved.quantile(0.975).item(), rel=1e-9)
     assert got.count == 20 * 43
+
+
+def test_only_tiles_and_sums_by_picture_are_ever_held():
+    """600 x 3,000 logits of float64 would be 14.4 MB."""
+    largest = 0
+
+    class Largest(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            nonlocal largest
+            out = func(*args, **(kwargs or {}))
+            for value in out if isinstance(out, (list, tuple)) else [out]:
+                if isinstance(value, Tensor):
+                    largest = max(largest, value.untyped_storage().nbytes())
+            return out
+
+    image, text = torch.randn(600, 4), torch.randn(3000, 4)
+    with Largest():
+        pair_calibration(image, text, torch.arange(600), torch.arange(3000) % 600, 0.0, 0.0, chunk_size=64)
+    assert largest == 600 * 15 * 8  # 15 bins a picture; a tile is 64 * 64 * 8
 
 
 def test_embeddings_that_are_not_finite_are_refused():
