@@ -8,6 +8,8 @@ import torch.distributed as dist
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
+from siglightning.callbacks.figures import figure_folder
+from siglightning.callbacks.probe_page import draw_probes
 from siglightning.evaluation import Evaluation, MetricValue
 from siglightning.evaluation.collected import CollectedSet
 from siglightning.evaluation.fewshot import SHOTS, few_shot_accuracy
@@ -25,7 +27,7 @@ class ProbeEvaluation(Callback):
     ridge regression on ten pictures of each class as in big_vision (:mod:`siglightning.evaluation.fewshot`), mean over
     draws; ``probe_acc`` is logistic regression on all (:mod:`siglightning.evaluation.probe`), with the penalty chosen
     on the validation set, or on a fifth of the training pictures where the validation set is what is reported. The
-    network is not changed.
+    network is not changed. A validation by itself or a test leaves the page ``figures/probes.png``.
 
     It serves any task with a ``network`` of ours and data with one label a picture. Sets with classes of their own
     (``zeroshot_sets``) have nothing to train on and are left out.
@@ -105,16 +107,19 @@ class ProbeEvaluation(Callback):
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Put the results beside the task's own."""
         if trainer.state.fn != "fit":
-            self._hand_over(pl_module)
+            self._hand_over(trainer, pl_module)
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Put the results beside the task's own."""
-        self._hand_over(pl_module)
+        self._hand_over(trainer, pl_module)
 
-    def _hand_over(self, module: LightningModule) -> None:
+    def _hand_over(self, trainer: Trainer, module: LightningModule) -> None:
         evaluations: dict[str, Evaluation] = getattr(module, "evaluations", {})
         for name, metrics in self._found.items():
             evaluations.setdefault(name, Evaluation(name, {})).metrics.update(metrics)
+        probed = {name: evaluations[name] for name, metrics in self._found.items() if metrics}
+        if probed and trainer.is_global_zero:
+            draw_probes(probed, figure_folder(trainer) / "probes.png")
         self._found = {}
 
     def _probe(self, trainer: Trainer, module: LightningModule, sets: dict[str, Any], num_resamples: int) -> None:
