@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from typing import Any, Literal
 
-import torch
 import torch.distributed as dist
 from lightning.pytorch import Trainer
 from lightning.pytorch.cli import OptimizerCallable
@@ -20,7 +19,7 @@ from siglightning.models import TwoTower, has_trainable_batchnorm
 from siglightning.optim import GroupRule, Schedule, WeightDecayConvention
 from siglightning.tasks.base import BaseTask, adamw
 from siglightning.tasks.embeddings import EmbeddedSet, embed_images, embed_texts
-from siglightning.tasks.pair_evaluation import PairEvaluation
+from siglightning.tasks.pair_evaluation import PairEvaluation, loss_of_groups
 from siglightning.tasks.zeroshot import SetTemplates, ZeroShot, check_templates, classes_of_sets, tell_repeated
 
 
@@ -32,7 +31,8 @@ class ContrastiveTask(BaseTask):
     has classes, also those of its ``zeroshot_sets``. Tests do the same for each test set and leave :attr:`evaluations`,
     with a row ``average`` over the ``averaged_test_sets`` of the data, and zero-shot :attr:`predictions` where there
     are classes, for tables and figures. With a bias they, and a validation by itself, also measure how far pairs'
-    probabilities can be believed, and leave :attr:`reliability`.
+    probabilities can be believed, and leave :attr:`reliability`; validation in training does so with
+    ``calibration_in_fit``.
     After either, callbacks find the sets' embeddings in :attr:`embedded`, on the first process, until it ends.
 
     On several processes each encodes its share of the global batch and the loss goes round the ring of
@@ -58,6 +58,7 @@ class ContrastiveTask(BaseTask):
         allow_accumulation: accept ``trainer.accumulate_grad_batches > 1``, which is another objective.
         templates: of zero-shot prompts, in the place of the data's: a list, a name such as ``imagenet`` (see
             :func:`~siglightning.evaluation.prompts.templates_of`), or either of them by the set's name.
+        calibration_in_fit: measure the calibration of pairs while training, too; it takes longer than ranking.
         seed: of dropout and whatever else is drawn on the device, together with the step.
 
     Raises:
@@ -79,6 +80,7 @@ class ContrastiveTask(BaseTask):
         comm: Comm = "ring",
         allow_accumulation: bool = False,
         templates: SetTemplates | None = None,
+        calibration_in_fit: bool = False,
         seed: int = 0,
     ) -> None:
         super().__init__(optimizer, schedule, rules, scalar_lr_mult, seed, weight_decay_convention)
@@ -94,7 +96,7 @@ class ContrastiveTask(BaseTask):
             )
         self.network, self.loss_name, self.match, self.negatives = network, loss, match, negatives
         self.chunk_size, self.comm, self.allow_accumulation = chunk_size, comm, allow_accumulation
-        self.templates = templates
+        self.templates, self.calibration_in_fit = templates, calibration_in_fit
         self.input_spec = InputSpec(network.image_size, network.tokenizer, network.feature_keys, network.resizing)
         self.evaluations: dict[str, Evaluation] = {}
         self.predictions: dict[str, Predictions] = {}
@@ -211,13 +213,14 @@ class ContrastiveTask(BaseTask):
         """Log the loss, retrieval and zero-shot accuracy of the validation set, and of others the accuracy."""
         is_training = self.trainer.state.fn == TrainerFn.FITTING  # its curves show no intervals
         names = getattr(self._datamodule, "val_set_names", ["val"])
-        found = self._evaluate_all(names, num_resamples=1 if is_training else 1000)
+        num_resamples = 1 if is_training else 1000
+        found = self._evaluate_all(names, num_resamples)
+        if "val" in self.embedded:
+            groups = self.embedded["val"].loss_groups(self.global_batch_size)
+            found["val"].metrics["loss"] = loss_of_groups(groups, self.loss, self.device, num_resamples)
         self.evaluations = {} if is_training else found
         self.predictions = {} if is_training else self.predictions
-        values = _values(found, "val", own="val")
-        if "val" in self.embedded:
-            values["val/loss"] = self._group_loss(self.embedded["val"])
-        self._log_everywhere(values)
+        self._log_everywhere(_values(found, "val", own="val"))
 
     def on_validation_end(self) -> None:
         """Callbacks have seen the embeddings."""
@@ -307,8 +310,8 @@ class ContrastiveTask(BaseTask):
 
     def _evaluate_all(self, names: Sequence[str], num_resamples: int) -> dict[str, Evaluation]:
         """Retrieval where there are captions and accuracy where there are classes, by set, on the first process."""
-        # Beyond the pairs' own loss, probabilities take longer than ranks: they are not looked at while training.
-        pairs = PairEvaluation(self.network, self._world, self.device, self.trainer.state.fn != TrainerFn.FITTING)
+        calibrates = self.calibration_in_fit or self.trainer.state.fn != TrainerFn.FITTING
+        pairs = PairEvaluation(self.network, self._world, self.device, calibrates)
         self.embedded, found = {}, {}
         for index, name in enumerate(names):
             whole = self._sets.pop(index, EmbeddedSet()).gathered(self._world)
@@ -333,11 +336,6 @@ class ContrastiveTask(BaseTask):
 
     def _encode_captions(self, captions: list[str]) -> Tensor:
         return self.network.encode_text(self.network.tokenizer(captions).to(self.device)).float().cpu()
-
-    def _group_loss(self, embedded: EmbeddedSet) -> float:
-        groups = embedded.loss_groups(self.global_batch_size)
-        losses = [self.loss(x.to(self.device), y.to(self.device), ids.to(self.device)) for x, y, ids in groups]
-        return torch.stack(losses).double().mean().item()
 
 
 def _values(found: dict[str, Evaluation], stage: str, own: str | None = None) -> dict[str, float]:

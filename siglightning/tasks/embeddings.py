@@ -160,7 +160,7 @@ class EmbeddedSet:
 
 def _joined(stretches: Sequence[EmbeddedSet]) -> EmbeddedSet:
     """One set after the other; what numbers rows of a stretch then numbers rows of the whole."""
-    whole = EmbeddedSet(examples=stretches[0].examples, has_ids=stretches[0].has_ids)
+    whole = EmbeddedSet(examples=stretches[0].examples, has_ids=any(stretch.has_ids for stretch in stretches))
     whole.shares = [sum(map(len, stretch.images)) for stretch in stretches]
     num_images = num_texts = 0
     for stretch in stretches:

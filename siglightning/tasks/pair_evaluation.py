@@ -1,6 +1,8 @@
 """What comparing all pictures of evaluation sets with all their captions tells: retrieval, and calibration of pairs."""
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import torch
 import torch.distributed as dist
@@ -8,8 +10,10 @@ from torch import Tensor
 
 from siglightning.evaluation import (
     Evaluation,
+    MetricValue,
     ReliabilityBins,
     evaluate_retrieval,
+    mean_with_interval,
     pair_calibration,
     ranks_both_ways,
 )
@@ -64,7 +68,7 @@ class PairEvaluation:
             return None
         evaluation = evaluate_retrieval(
             name,
-            *(torch.cat(part) for part in (whole.images, whole.texts, whole.image_ids, whole.text_ids)),
+            *(part.cpu() for part in shared),  # one more copy of all embeddings would be made from the pieces
             captions=torch.cat(whole.tokens),
             caption_of=network.tokenizer.decode,
             example_images=whole.examples.by_row,
@@ -79,13 +83,32 @@ class PairEvaluation:
         return evaluation
 
     def average(self, names: Sequence[str], found: dict[str, Evaluation], num_resamples: int) -> dict[str, Evaluation]:
-        """The row of the mean over sets of the same pictures, where at least two of these names were found."""
-        there = [name for name in names if name in found]
+        """The row of the mean over sets of the same pictures, where at least two of these have captions."""
+        there = [name for name in names if name in self._outcomes]
         if len(there) < 2:
             return {}
         sets = {name: self._outcomes[name] for name in there}
         metrics = {name: found[name].metrics for name in there}
         return {AVERAGE: Evaluation(AVERAGE, average_over_sets(sets, metrics, num_resamples=num_resamples))}
+
+
+def loss_of_groups(
+    groups: Sequence[tuple[Tensor, Tensor, Tensor]],
+    loss: Callable[[Tensor, Tensor, Tensor], Tensor],
+    device: torch.device,
+    num_resamples: int,
+) -> MetricValue:
+    """Mean loss of groups of pairs, in nats; the interval draws groups, and is NaN for one alone.
+
+    Args:
+        groups: of :meth:`EmbeddedSet.loss_groups`, at least one.
+        loss: of unit embeddings ``[b, d]`` twice and match ids ``[b]``.
+        device: where to compute.
+        num_resamples: bootstrap samples.
+    """
+    values = torch.stack([loss(*(part.to(device) for part in group)) for group in groups]).double()[:, None]
+    (found,) = mean_with_interval(values, [math.nan], num_resamples=num_resamples)
+    return found if len(groups) > 1 else replace(found, low=math.nan, high=math.nan)
 
 
 def _on_every_process(

@@ -121,7 +121,13 @@ def test_fit_and_test(trees, monkeypatch, capsys):
     assert sum(int(row["pictures"]) for row in sketched) == 10
     assert [row["accuracy"] for row in sketched if row["pictures"] == "0"] == [""] * 995
     figures = {path.name for path in Path("run/figures").glob("*.png")}
-    assert {"per_class_test.png", "confusion_test.png", "per_class_real.png", "per_class_sketch.png"} <= figures
+    pages = {"retrieval.png", "reliability_test.png", "probes.png", "per_class_test.png", "confusion_test.png"}
+    assert pages | {"per_class_real.png", "per_class_sketch.png"} <= figures
+    lines = {(row["set"], row["metric"]): row for row in rows(Path("run/summary.csv"))}
+    assert lines.keys() == {(name, metric) for name, metrics in summary.items() for metric in metrics}
+    for name, metric in (("test", "fewshot@5"), ("test", "probe_acc"), ("test", "pair_ece"), ("real", "zeroshot_acc")):
+        expected = {key: "" if value is None else str(value) for key, value in summary[name][metric].items()}
+        assert lines[name, metric] == {"set": name, "metric": metric, **expected}
 
 
 def test_validate_with_other_prompts_and_probes(trees, monkeypatch, capsys):
@@ -133,6 +139,19 @@ def test_validate_with_other_prompts_and_probes(trees, monkeypatch, capsys):
     out = "".join(capsys.readouterr())
     assert code == 0, out
     assert "val  probe_acc" in out.replace("   ", "  ").replace("   ", "  ")
+
+
+def test_everything_is_measured_while_training_where_asked_for(trees, monkeypatch, capsys):
+    monkeypatch.chdir(trees)
+    flags = ["--config", "evaluation/probes", "--trainer.callbacks.init_args.during_fit=true", "--run_dir=during"]
+    flags += ["--trainer.callbacks.init_args.shots=[1, 5]", "--trainer.callbacks.init_args.l2_regs=[0.1]"]
+    flags += ["--model.calibration_in_fit=true", "--data.zeroshot_sets=null", "--trainer.limit_test_batches=0"]
+    code = main(["fit", "--config", "small.yaml", *flags])
+    assert code == 0, "".join(capsys.readouterr())
+    (validated,) = [row for row in rows(Path("during/metrics.csv")) if row.get("val/loss")]
+    names = ("fewshot@1", "fewshot@5", "probe_acc", "pair_ece", "pair_prior", "pair_mean_probability", "zeroshot_acc")
+    assert all(0 <= float(validated[f"val/{name}"]) <= 1 for name in names)
+    assert float(validated["val/pair_prior"]) == pytest.approx(9 * 3 / 81)  # 9 pictures of 3 captions
 
 
 def test_a_classifier_has_no_zeroshot_sets(trees, monkeypatch, capsys):

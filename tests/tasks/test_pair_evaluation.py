@@ -8,10 +8,10 @@ import torch.distributed as dist
 from references import unit_pairs
 
 from siglightning.distributed.local import run_ranks
-from siglightning.evaluation import pair_calibration, retrieval_metrics
+from siglightning.evaluation import Evaluation, pair_calibration, retrieval_metrics
 from siglightning.models import TowerConfig, TwoTower
-from siglightning.tasks.embeddings import EmbeddedSet
-from siglightning.tasks.pair_evaluation import PairEvaluation
+from siglightning.tasks.embeddings import EmbeddedSet, _joined
+from siglightning.tasks.pair_evaluation import PairEvaluation, loss_of_groups
 
 COUNT = 23  # pictures, which neither two nor three processes divide
 CAPTIONS = [1 + row % 3 for row in range(COUNT)]
@@ -95,6 +95,37 @@ def test_any_number_of_processes_reports_the_same(world_size):
     assert len(one) == 8 + 3
     for name, values in one.items():
         assert first[name] == pytest.approx(values, rel=1e-12, nan_ok=True), name  # sums in another order
+
+
+def test_a_process_without_pictures_changes_nothing():
+    """Two pictures on three processes: the first one has none, and the others' ids are still those of the batches."""
+    parts = [EmbeddedSet(), embedded_set([0, 1]), embedded_set([2])]
+    joined, whole = _joined(parts), embedded_set([0, 1, 2])
+    assert joined.has_ids
+    for name in ("images", "texts", "image_ids", "text_ids", "owners", "first_texts", "labels"):
+        assert torch.equal(torch.cat(getattr(joined, name)), torch.cat(getattr(whole, name))), name
+    assert (joined.keys, joined.shares) == (whole.keys, [0, 2, 1])
+
+
+def test_the_average_is_over_sets_with_captions():
+    pairs = PairEvaluation(network(), None, torch.device("cpu"), calibrates=False)
+    found = {name: pairs.evaluate(name, embedded_set(range(count)), 2) for name, count in (("a", 9), ("b", 12))}
+    found["only classes"] = Evaluation("only classes", {})
+    average = pairs.average(["a", "only classes", "b", "not there"], found, 2)["average"]
+    values = [found[name].metrics["t2i_recall@5"].value for name in "ab"]
+    assert average.metrics["t2i_recall@5"].value == pytest.approx(sum(values) / 2, rel=1e-12)
+    assert pairs.average(["a", "only classes"], found, 2) == {}
+
+
+def test_the_loss_of_one_group_has_no_interval():
+    groups = [(torch.full((2, 3), float(number)), torch.ones(2, 3), torch.arange(2)) for number in range(5)]
+    several = loss_of_groups(groups, lambda x, y, ids: (x * y).mean() + ids.sum(), torch.device("cpu"), 500)
+    assert (several.value, several.count) == (3.0, 5)
+    assert 1.0 <= several.low < 3.0 < several.high <= 5.0
+    one = loss_of_groups(groups[:1], lambda x, y, ids: (x * y).mean(), torch.device("cpu"), 500)
+    assert one.value == 0.0
+    assert math.isnan(one.low)
+    assert math.isnan(one.high)
 
 
 def test_metrics_are_those_of_the_functions():
