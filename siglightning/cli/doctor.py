@@ -29,12 +29,12 @@ from siglightning.cli.session import USER_ERRORS, Session, own_error
 from siglightning.commands.doctor import CHECKS, Case, Origin, examine
 from siglightning.commands.doctor.origin import of_begun, of_network
 from siglightning.commands.doctor.report import Report
-from siglightning.models.interop import load_two_tower
+from siglightning.models.interop import load_two_tower, require_source
 from siglightning.runtime.checkpoint import require_resumable, require_same_model
 from siglightning.runtime.exits import ExitCode
 from siglightning.runtime.files import write_text
 from siglightning.runtime.processes import is_first_process, notice
-from siglightning.tasks.initial_weights import begin_from, require_source
+from siglightning.tasks.initial_weights import begin_from
 
 HELP = """siglightning doctor: look for what would go wrong in a run, on its data and devices
 
@@ -180,7 +180,7 @@ class DoctorCLI(SigCLI):
         config = self.config.fit
         refuse_at_once(config)
         if self._options.checkpoint is not None:
-            _require_checkpoint(self._options.checkpoint)
+            require_source(self._options.checkpoint, "--checkpoint")
         resolve_length(config)
         self.session.look(config)
         if self.session.start.checkpoint is None:
@@ -273,18 +273,6 @@ def _pretrained(config: Any) -> frozenset[str]:
     brings = (getattr(settings.get(tower), "pretrained", False) for tower in towers)
     named = (str(getattr(settings.get(tower), "name", "")).startswith("package:") for tower in towers)
     return frozenset(name for name, own, always in zip(towers, brings, named, strict=True) if own or always)
-
-
-def _require_checkpoint(source: str) -> None:
-    """Refuse ``--checkpoint`` before anything is built.
-
-    Raises:
-        ValueError: there is nothing of that name.
-    """
-    try:
-        require_source(source)
-    except ValueError as error:
-        raise ValueError(str(error).replace("init_from expects", "--checkpoint expects")) from error
 
 
 def _require_writable(report: str | None) -> None:
