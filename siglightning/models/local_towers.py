@@ -149,6 +149,8 @@ class LocalTextTransformer(TextTower):
         causal: let a token see only what stands before it.
         mask_padding: leave padding out of attention and pooling. SigLIP reads it; with ``False`` so does this tower.
         bottleneck: middle width of a factored token embedding (``None``: one full table).
+        norm_bias: let the last norm add a bias. Without one, a tower of depth 0 with mean pooling is a linear map of
+            the mean but for its length, which unit embeddings do not keep; other libraries can hold that.
 
     Raises:
         ValueError: unknown pooling, heads that do not divide the width, or a bottleneck wider than it.
@@ -168,6 +170,7 @@ class LocalTextTransformer(TextTower):
         causal: bool = False,
         mask_padding: bool = True,
         bottleneck: int | None = None,
+        norm_bias: bool = True,
     ) -> None:
         super().__init__()
         if pooling not in POOLINGS:
@@ -184,7 +187,7 @@ class LocalTextTransformer(TextTower):
         self.position_embedding = nn.Parameter(torch.empty(context_length, width))
         self.blocks = nn.ModuleList(TransformerBlock(width, heads, dropout, mlp_ratio) for _ in range(depth))
         self.pool = AttentionPool(width, heads) if pooling == "map" else None
-        self.norm = nn.LayerNorm(width)
+        self.norm = nn.LayerNorm(width, bias=norm_bias)
         self._initialise(depth)
 
     def forward(self, text: Tensor) -> Tensor:

@@ -4,6 +4,7 @@ import json
 import zlib
 from dataclasses import replace
 
+import open_clip
 import pytest
 import torch
 import transformers
@@ -30,6 +31,7 @@ SIGLIP_TEXT = TowerConfig(
     "local:text_transformer", kwargs={"width": 16, "depth": 1, "heads": 2, "pooling": "last", "mask_padding": False}
 )
 BAG = TowerConfig("local:text_transformer", kwargs={"width": 16, "heads": 2})
+MEAN = {"width": 16, "heads": 2, "depth": 0, "bottleneck": 8, "norm_bias": False}  # the quickstart's, smaller
 CAPTIONS = ["a cat", "two dogs on a very long and winding road that goes on and on", "", "wow!!! a bird"]
 
 
@@ -91,6 +93,11 @@ CASES = {
     ),
     "class token": (
         lambda _: (TowerConfig("timm:vit_tiny_patch16_224", kwargs=VIT), SIGLIP_TEXT),
+        "open_clip",
+        {"image_size": 32},
+    ),
+    "a last norm without a bias": (
+        lambda _: (SIGLIP_IMAGE, TowerConfig(SIGLIP_TEXT.name, kwargs=SIGLIP_TEXT.kwargs | {"norm_bias": False})),
         "open_clip",
         {"image_size": 32},
     ),
@@ -160,6 +167,58 @@ def test_files_tell_how_pictures_become_squares(tmp_path, crop, interpolation):
     read = back.resizing
     assert back.context_length == 70  # beyond the 64 of every SigLIP that was published
     assert (read.crop, read.interpolation) == (pytest.approx(crop, abs=0.02) if crop else None, interpolation)
+
+
+@pytest.mark.parametrize("width", [16, 256])
+def test_a_bag_of_words_is_a_bert_without_layers(tmp_path, width):
+    """Tokens as unlike as those of training, rare ones near zero: a norm for each would weigh them alike."""
+    text = TowerConfig("local:text_transformer", kwargs=MEAN | {"width": width})
+    network = randomise(TwoTower(SIGLIP_IMAGE, text, image_size=32, context_length=12, embed_dim=12))
+    loudness = torch.logspace(-3, 1, 49408)[torch.randperm(49408, generator=torch.Generator().manual_seed(2))]
+    with torch.no_grad():
+        network.text_tower.token_embedding.table.weight.mul_(loudness[:, None])
+        network.text_tower.norm.weight.add_(torch.linspace(0, 2, width))  # neither one nor all alike
+    FORMATS["open_clip"].write(network, tmp_path, {})
+    captions = [*CAPTIONS, "!", "a !#% b", "word " * 20]  # '!' in '!#%' is id 0, with which captions are padded
+    ids = FORMATS["open_clip"].reload(tmp_path).tokens(captions)
+    assert torch.equal(ids, network.tokenizer(captions))
+    assert (ids[5, :5] == 0).any()
+    theirs = open_clip.create_model(f"local-dir:{tmp_path}").eval()
+    with torch.no_grad():
+        ours, found = network.encode_text(ids), theirs.encode_text(ids, normalize=True)
+        assert (ours - found).abs().max() < 1e-6  # fp32 sums in another order
+        ours, found = network.double().encode_text(ids), theirs.double().encode_text(ids, normalize=True)
+        assert (
+            ours - found
+        ).abs().max() < 1e-7  # the table was written in fp32, and fp64 keeps what `eps` drowns there
+
+
+ORDINARY = "its tokenizer pads"
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "words", "reason"),
+    [
+        ({"norm_bias": True}, None, "norm_bias: false"),
+        ({"mask_padding": False}, None, "mask_padding: false"),
+        ({}, {"a": 0, "cat": 1, "[PAD]": 2, "[CLS]": 3}, ORDINARY),
+        ({}, {"[PAD]": 0, "a": 1, "cat": 2}, "empty caption"),
+    ],
+)
+def test_what_no_bert_without_layers_computes_is_refused(tmp_path, kwargs, words, reason):
+    if words is not None:
+        fast = FastTokenizer(WordLevel(words, unk_token="a"))
+        fast.pre_tokenizer = Whitespace()
+        if "[CLS]" in words:
+            fast.post_processor = TemplateProcessing(single="[CLS] $A", special_tokens=[("[CLS]", words["[CLS]"])])
+        else:
+            fast.add_special_tokens(["[PAD]"])
+        fast.save(str(tmp_path / "tokenizer.json"))
+    text = TowerConfig("local:text_transformer", kwargs=MEAN | kwargs)
+    source = "clip" if words is None else str(tmp_path / "tokenizer.json")
+    network = randomise(TwoTower(SIGLIP_IMAGE, text, image_size=32, context_length=12, embed_dim=12, tokenizer=source))
+    with pytest.raises(UnheldError, match=reason):
+        FORMATS["open_clip"].check(network)
 
 
 def test_transformers_has_a_processor_and_a_pipeline(tmp_path):

@@ -255,6 +255,18 @@ def test_a_token_without_content_does_not_turn_a_mean():
     assert cosine.min() > 0.999  # 1 - 0.01^2 is expected; a token as loud as the others would leave .93
 
 
+def test_without_a_bias_in_its_norm_a_bag_of_words_is_linear_but_for_its_length():
+    tower, words = local_text(depth=0, norm_bias=False), torch.tensor([[2], [3], [4]])
+    assert tower.norm.bias is None
+    with torch.no_grad():
+        tower.position_embedding.zero_()
+        tower.token_embedding.weight.mul_(100)  # beside the epsilon of the norm
+        spread = tower.token_embedding(words).std(dim=-1, correction=0)
+        parts = tower(words) * spread  # what stood before the norm, centred
+        whole = tower(words.T)[0]
+    torch.testing.assert_close(functional.normalize(whole, dim=0), functional.normalize(parts.sum(0), dim=0))
+
+
 def test_causal_tokens_do_not_see_what_follows():
     for mask_padding in (True, False):
         tower = local_text(pooling="last", causal=True, mask_padding=mask_padding)

@@ -14,6 +14,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from siglightning.models.export.bag_of_words import bert_config, bert_weights, is_bag_of_words, require_linear
 from siglightning.models.export.reloaded import Outputs, Reloaded
 from siglightning.models.export.siglip_form import composed, open_clip_head, require_last_position, token_table
 from siglightning.models.export.tokenizer_files import for_transformers, is_clip
@@ -41,7 +42,9 @@ def check(network: TwoTower) -> None:
     if len(flags) > 1:
         raise UnheldError("its towers differ in `quick_gelu`, which open_clip has once for both")
     if not is_clip(network.tokenizer.source):
-        for_transformers(network.tokenizer, causal=_is_causal(network))
+        _, pad_id = for_transformers(network.tokenizer, causal=_is_causal(network))
+        if is_bag_of_words(network.text_tower) and pad_id != network.tokenizer.pad_id:
+            raise UnheldError("its bag of words leaves out an ordinary token, with which its tokenizer pads")
 
 
 def write(network: TwoTower, folder: Path) -> None:
@@ -205,6 +208,9 @@ def _own_config(config: TowerConfig | None) -> dict[str, Any]:
 def _text_config(network: TwoTower) -> dict[str, Any]:
     tower, trunk = network.text_tower, getattr(network.text_tower, "trunk", None)
     if isinstance(tower, LocalTextTransformer):
+        if is_bag_of_words(tower):
+            require_linear(tower, network.tokenizer)
+            return {"text_cfg": _encoder("bert", network)}
         require_last_position(tower)
         return {"text_cfg": _local_text(tower), "quick_gelu": False}
     if isinstance(tower, OpenClipTextTower) and type(trunk).__name__ == "TextTransformer":
@@ -213,19 +219,22 @@ def _text_config(network: TwoTower) -> dict[str, Any]:
         return {"text_cfg": text, "quick_gelu": bool(config.get("quick_gelu"))}
     encoder = getattr(getattr(trunk, "config", None), "model_type", None)
     if isinstance(tower, HfTextTower) and tower.mask_padding and encoder in ("bert", "roberta", "xlm-roberta"):
-        projects = not isinstance(network.text_projection, nn.Identity)
-        text = {
-            "hf_model_name": encoder,
-            "hf_model_pretrained": False,
-            "hf_pooler_type": "mean_pooler",
-            "hf_proj_type": "linear" if projects else None,
-            "context_length": tower.context_length,
-        }
-        return {"text_cfg": text}
+        return {"text_cfg": _encoder(encoder, network)}
     raise UnheldError(
         f"its text tower is {kind(trunk or tower)}; open_clip builds its own text transformer, and BERT or RoBERTa of "
         "transformers with the mean over tokens"
     )
+
+
+def _encoder(name: str, network: TwoTower) -> dict[str, Any]:
+    """An encoder of transformers, averaged over its tokens."""
+    return {
+        "hf_model_name": name,
+        "hf_model_pretrained": False,
+        "hf_pooler_type": "mean_pooler",
+        "hf_proj_type": None if isinstance(network.text_projection, nn.Identity) else "linear",
+        "context_length": network.context_length,
+    }
 
 
 def _local_text(tower: LocalTextTransformer) -> dict[str, Any]:
@@ -256,14 +265,15 @@ def _image_weights(network: TwoTower) -> dict[str, Tensor]:
 
 def _text_weights(network: TwoTower) -> dict[str, Tensor]:
     tower, projection = network.text_tower, network.text_projection
-    if isinstance(tower, LocalTextTransformer):
+    if isinstance(tower, LocalTextTransformer) and not is_bag_of_words(tower):
         weights = _local_weights(tower)
         head = composed(projection, torch.eye(tower.width))[0]
         return weights | {"text.text_projection": head.T}
-    trunk: Any = tower.trunk
-    if isinstance(tower, HfTextTower):
-        weights = {f"text.transformer.{name}": value for name, value in trunk.state_dict().items()}
-        weights = {name: value for name, value in weights.items() if not name.startswith("text.transformer.pooler.")}
+    trunk: Any = getattr(tower, "trunk", None)
+    if isinstance(tower, HfTextTower | LocalTextTransformer):
+        state = bert_weights(tower) if isinstance(tower, LocalTextTransformer) else trunk.state_dict()
+        state = {name: value for name, value in state.items() if not name.startswith("pooler.")}
+        weights = {f"text.transformer.{name}": value for name, value in state.items()}
         return weights | {f"text.proj.{name}": value for name, value in projection.state_dict().items()}
     weights = {f"text.{name}": value for name, value in trunk.state_dict().items() if "text_projection" not in name}
     weight, bias = composed(projection, *open_clip_head(trunk))
@@ -283,7 +293,8 @@ def _local_weights(tower: LocalTextTransformer) -> dict[str, Tensor]:
             for part in ("weight", "bias"):
                 target = f"text.transformer.resblocks.{number}.{theirs}{part}"
                 weights[target] = state[f"blocks.{number}.{name}{part}"]
-    return weights | {f"text.ln_final.{part}": state[f"norm.{part}"] for part in ("weight", "bias")}
+    scale = state["norm.weight"]
+    return weights | {"text.ln_final.weight": scale, "text.ln_final.bias": state.get("norm.bias", 0 * scale)}
 
 
 def _is_causal(network: TwoTower) -> bool:
@@ -324,8 +335,13 @@ def _write_timm(network: TwoTower, image: dict[str, Any], folder: Path) -> None:
 
 
 def _write_encoder(network: TwoTower, text: dict[str, Any], folder: Path) -> None:
-    if isinstance(network.text_tower, HfTextTower):
-        network.text_tower.trunk.config.save_pretrained(folder)  # type: ignore[union-attr, operator]
+    tower, config = network.text_tower, None
+    if isinstance(tower, HfTextTower):
+        config = tower.trunk.config
+    elif isinstance(tower, LocalTextTransformer) and is_bag_of_words(tower):
+        config = bert_config(tower)
+    if config is not None:
+        config.save_pretrained(folder)  # type: ignore[union-attr, operator]
         text["text_cfg"]["hf_model_name"] = str(folder.absolute())
 
 
