@@ -41,7 +41,9 @@ class OpenClipImageTower(ImageTower):
 
     def plain_features(self, image: Tensor) -> Tensor:
         """Features ``[B, width]`` of normalised pictures ``[B, 3, H, W]``."""
-        features: Tensor = self.trunk(image)
+        # As open_clip's own preprocessing lays them out: with colours innermost, as pictures are decoded, torch's
+        # GroupNorm takes the variance as a difference of sums.
+        features: Tensor = self.trunk(image.contiguous())
         return features
 
     def vit_parts(self) -> VitParts:

@@ -296,6 +296,24 @@ def test_a_bottleneck_wider_than_the_features_is_refused(bottleneck):
     assert local_text(bottleneck=16).token_embedding.table.weight.shape == (50, 16)
 
 
+@pytest.mark.parametrize(
+    ("config", "close"),
+    [  # with colours innermost 4e-4 and 1e-5: torch's GroupNorm then loses what is small beside the mean
+        (TowerConfig("local:conv", kwargs={"width": 8, "depths": [1, 1]}), 3e-5),
+        (TowerConfig("timm:resnetv2_18", kwargs={"layers": [0, 1, 1, 1], "norm_layer": "groupnorm"}), 4e-6),
+    ],
+)
+def test_flat_pictures_are_evaluated_as_exactly_as_fp32_can(config, close):
+    torch.manual_seed(0)
+    tower = build_image_tower(config, image_size=64).eval()
+    pixels = 1 + 0.1 * torch.randn(4, 3, 64, 64)
+    with torch.no_grad():
+        next(layer for layer in tower.modules() if isinstance(layer, torch.nn.Conv2d)).weight.abs_()
+        found = functional.normalize(tower(pixels).double())
+        exact = functional.normalize(tower.double()(pixels.double()))
+    assert (found - exact).abs().max() < close
+
+
 def test_conv_tower_treats_samples_alone_and_its_blocks_start_as_the_identity():
     tower = build_image_tower(TowerConfig("local:conv", kwargs={"width": 8, "depths": [2, 1]}), image_size=32)
     pixels = torch.randn(4, 3, 32, 32)
