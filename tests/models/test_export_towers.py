@@ -253,6 +253,7 @@ def test_transformers_has_a_processor_and_a_pipeline(tmp_path):
             "which SigLIP has not",
         ),
         ("open_clip", SIGLIP_IMAGE, BAG, {}, "pooling: mean"),
+        ("open_clip", TowerConfig("local:conv", kwargs={"width": 8, "depths": [1, 1]}), SIGLIP_TEXT, {}, "local:conv"),
         ("onnx", SIGLIP_IMAGE, SIGLIP_TEXT, {"saliency": SaliencyMasking(when="always")}, "leaves out patch tokens"),
     ],
 )  # fmt: skip
