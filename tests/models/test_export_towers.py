@@ -169,6 +169,28 @@ def test_files_tell_how_pictures_become_squares(tmp_path, crop, interpolation):
     assert (read.crop, read.interpolation) == (pytest.approx(crop, abs=0.02) if crop else None, interpolation)
 
 
+@pytest.mark.parametrize("crop", [None, 1.0])
+@pytest.mark.parametrize("interpolation", ["bicubic", "bilinear"])
+def test_open_clip_is_told_how_pictures_become_squares(tmp_path, crop, interpolation):
+    """By open_clip's own transform of the folder, to the bit."""
+    network = TwoTower(SIGLIP_IMAGE, SIGLIP_TEXT, image_size=32, context_length=12)
+    resizing = Resizing(crop, interpolation, resampler="pillow")
+    network.resizing = network.image_tower.resizing = resizing
+    FORMATS["open_clip"].write(network, tmp_path, {})
+    archive = PictogramArchive.open()
+    drawings = [archive.read_image(row) for row in range(0, 800, 100)]
+    pictures = [torch.cat(drawings[:2], dim=1), torch.cat(drawings[2:5], dim=2), *drawings[5:]]  # high, wide, square
+    theirs = FORMATS["open_clip"].reload(tmp_path).pixels(pictures)
+    assert (network.normalise(resize(pictures, 32, resizing)) - theirs).abs().max() < 1e-6  # the division by 255 alone
+
+
+def test_a_margin_that_open_clip_does_not_cut_off_is_refused():
+    network = TwoTower(SIGLIP_IMAGE, SIGLIP_TEXT, image_size=32, context_length=12)
+    network.resizing = Resizing(0.875)
+    with pytest.raises(UnheldError, match="lose a margin"):
+        FORMATS["open_clip"].check(network)
+
+
 @pytest.mark.parametrize("width", [16, 256])
 def test_a_bag_of_words_is_a_bert_without_layers(tmp_path, width):
     """Tokens as unlike as those of training, rare ones near zero: a norm for each would weigh them alike."""

@@ -15,6 +15,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from siglightning.models.export.bag_of_words import bert_config, bert_weights, is_bag_of_words, require_linear
+from siglightning.models.export.pictures import preprocess_config
 from siglightning.models.export.reloaded import Outputs, Reloaded
 from siglightning.models.export.siglip_form import composed, open_clip_head, require_last_position, token_table
 from siglightning.models.export.tokenizer_files import for_transformers, is_clip
@@ -37,6 +38,7 @@ def check(network: TwoTower) -> None:
         UnheldError: a tower of another kind.
     """
     require_whole_tower(network)
+    preprocess_config(network)
     image, text = _image_config(network), _text_config(network)
     flags = {part["quick_gelu"] for part in (image, text) if part.get("quick_gelu") is not None}
     if len(flags) > 1:
@@ -79,9 +81,7 @@ def write(network: TwoTower, folder: Path) -> None:
     if network.bias is not None:
         config["init_logit_bias"] = network.bias.item()
         weights["logit_bias"] = network.bias.detach().reshape(())
-    tower = network.image_tower
-    preprocessing = {"mean": tower.mean, "std": tower.std, "interpolation": "bicubic", "resize_mode": "squash"}
-    _write_json(folder / CONFIG, {"model_cfg": config, "preprocess_cfg": preprocessing})
+    _write_json(folder / CONFIG, {"model_cfg": config, "preprocess_cfg": preprocess_config(network)})
     save_file({name: value.contiguous().clone() for name, value in weights.items()}, folder / WEIGHTS)
 
 

@@ -1,4 +1,4 @@
-"""How pictures are prepared, as transformers writes it down, and the same by Pillow and NumPy."""
+"""How pictures are prepared, as transformers and open_clip write it down, and the same by Pillow and NumPy."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
+from siglightning.models.export.unheld import UnheldError
 from siglightning.models.two_tower import TwoTower
 
 _RESAMPLE = {"bilinear": 2, "bicubic": 3}  # Pillow's numbers, which preprocessor files hold
@@ -62,3 +63,18 @@ def _square(image: Image.Image, config: Mapping[str, Any]) -> Image.Image:
     kept = config["crop_size"]["width"]
     left, top = (wide - kept) // 2, (high - kept) // 2
     return image.resize((wide, high), way).crop((left, top, left + kept, top + kept))
+
+
+def preprocess_config(network: TwoTower) -> dict[str, Any]:
+    """Content of ``preprocess_cfg`` in ``open_clip_config.json``.
+
+    Raises:
+        UnheldError: the middle is cut out of a picture larger than the square, which open_clip does not do.
+    """
+    crop, tower = network.resizing.crop, network.image_tower
+    if crop not in (None, 1.0):
+        raise UnheldError(
+            f"its pictures lose a margin (crop {crop}), and open_clip squashes them or cuts the middle out"
+        )
+    mode = "squash" if crop is None else "shortest"
+    return {"mean": tower.mean, "std": tower.std, "interpolation": network.resizing.interpolation, "resize_mode": mode}
