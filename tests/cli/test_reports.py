@@ -45,11 +45,14 @@ def fit(here, capsys):
     return run
 
 
+PAGES = ("confusion", "per_class", "ranked", "worst_mistakes")
+
+
 def test_fine_tuning_leaves_tables_and_pictures(fit, here, capsys):
     out = fit("--run_dir", "full", "--model.init_args.train=full", "--config", "logger/wandb")
     found = files(here / "full")
     sets = ("seen_concepts", "unseen_concepts")
-    pages = {f"figures/{kind}_{name}.png" for name in sets for kind in ("confusion", "ranked", "worst_mistakes")}
+    pages = {f"figures/{kind}_{name}.png" for name in sets for kind in PAGES}
     curves = {
         f"figures/{name}.png" for name in ("classes", "epochs", "stability", "training_curves", "validation_curves")
     }
