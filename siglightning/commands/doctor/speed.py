@@ -123,7 +123,7 @@ def _classifier_loss(task: FineTuneTask, part: Batch) -> Any:
 
 
 def _timed(case: Case, step: Callable[[Batch], Any], sizes: list[int]) -> float:
-    start, rate = time.monotonic(), 0.0
+    rate = 0.0
     for size in sizes:
         try:
             for _ in range(2):  # the first one makes what later ones find
@@ -133,7 +133,7 @@ def _timed(case: Case, step: Callable[[Batch], Any], sizes: list[int]) -> float:
         finally:
             case.task.zero_grad(set_to_none=True)
         rate = max(rate, size / seconds)
-        if (time.monotonic() - start) * 4 > STEPPING_S:  # the next one would take four times as long
+        if seconds * 2 * 4 > STEPPING_S:  # the next size takes four times as long, twice
             break
     return rate
 
