@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn.functional import one_hot, pad
 
 from siglightning.evaluation.bootstrap import MetricValue, mean_with_interval
+from siglightning.evaluation.targets import require_labelled
 
 _CONSTANT = 100.0  # of the feature that stands for a bias
 _LEAST_STD = 1e-5  # is added to every standard deviation: a feature that never varies becomes 0
@@ -149,15 +150,6 @@ def _solve(gram: Tensor, l2_reg: float, right: Tensor) -> Tensor:
 
 
 def _check(features: Tensor, labels: Tensor, num_classes: int, l2_reg: float) -> None:
-    if features.ndim != 2 or labels.shape != features.shape[:1] or labels.dtype != torch.int64 or not len(labels):
-        raise ValueError(
-            f"Expected features [N, d] and int64 labels [N], got {list(features.shape)} and {labels.dtype} "
-            f"{list(labels.shape)}. Give one label a row."
-        )
-    if num_classes < 2 or not 0 <= int(labels.min()) <= int(labels.max()) < num_classes:
-        raise ValueError(
-            f"Expected labels in 0 ... {num_classes - 1} of at least 2 classes, got {int(labels.min())} ... "
-            f"{int(labels.max())}."
-        )
+    require_labelled(features, labels, num_classes)
     if not l2_reg > 0:
         raise ValueError(f"Expected l2_reg above 0, got {l2_reg}: without it the system may have no solution.")

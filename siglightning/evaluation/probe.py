@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from siglightning.evaluation.bootstrap import MetricValue, mean_with_interval
+from siglightning.evaluation.targets import require_labelled
 
 L2_REGS = tuple(10.0**exponent for exponent in range(-6, 3))
 _LEAST_STD = 1e-5  # is added to every standard deviation: a feature that never varies becomes 0
@@ -101,7 +102,7 @@ def fit_logistic(
     Raises:
         ValueError: shapes, labels or penalty do not fit.
     """
-    _check(features, labels, num_classes)
+    require_labelled(features, labels, num_classes)
     if not l2_reg > 0:
         raise ValueError(f"The penalty l2_reg must be above 0, got {l2_reg}. Use for instance 1e-3.")
     with torch.inference_mode(False), torch.enable_grad():  # evaluation runs without gradients, in inference mode
@@ -137,7 +138,7 @@ def linear_probe(
     """
     if not l2_regs:
         raise ValueError("A linear probe needs at least one penalty to try, got none. Use l2_regs=[1e-3].")
-    _check(val_features, val_labels, num_classes)
+    require_labelled(val_features, val_labels, num_classes)
     accuracies: dict[float, float] = {}
     found: LogisticClassifier | None = None
     for l2_reg in sorted(l2_regs, reverse=True):  # from the nearly flat to the steep one: each starts near its minimum
@@ -201,16 +202,3 @@ def _minimise(
 
     optimizer.step(loss)  # type: ignore[no-untyped-call]
     return LogisticClassifier(mean, std, weight.detach(), bias.detach())
-
-
-def _check(features: Tensor, labels: Tensor, num_classes: int) -> None:
-    if features.ndim != 2 or labels.shape != features.shape[:1] or labels.dtype != torch.int64 or not len(labels):
-        raise ValueError(
-            f"Expected features [N, d] and int64 labels [N], got {list(features.shape)} and {labels.dtype} "
-            f"{list(labels.shape)}. Give one label a row."
-        )
-    if num_classes < 2 or not 0 <= int(labels.min()) <= int(labels.max()) < num_classes:
-        raise ValueError(
-            f"Expected at least two classes and labels in 0 ... {num_classes - 1}, got {int(labels.min())} ... "
-            f"{int(labels.max())} for {num_classes} classes."
-        )

@@ -8,6 +8,24 @@ from torch import Tensor
 from siglightning.evaluation.classification import Predictions
 
 
+def require_labelled(features: Tensor, labels: Tensor, num_classes: int) -> None:
+    """Refuse features ``[N, d]`` whose labels int64 ``[N]`` do not belong to them.
+
+    Raises:
+        ValueError: other shapes or types, no rows, fewer than two classes, or labels outside of them.
+    """
+    if features.ndim != 2 or labels.shape != features.shape[:1] or labels.dtype != torch.int64 or not len(labels):
+        raise ValueError(
+            f"Expected features [N, d] and int64 labels [N], got {list(features.shape)} and {labels.dtype} "
+            f"{list(labels.shape)}. Give one label a row."
+        )
+    if num_classes < 2 or not 0 <= int(labels.min()) <= int(labels.max()) < num_classes:
+        raise ValueError(
+            f"Expected labels in 0 ... {num_classes - 1} of at least 2 classes, got {int(labels.min())} ... "
+            f"{int(labels.max())}."
+        )
+
+
 def multi_hot(labels: Tensor, num_classes: int) -> Tensor:
     """Labels as zeros and ones, one column a class.
 
