@@ -1,14 +1,13 @@
 """Time and memory of exact retrieval both ways, against the matrix product alone.
 
     python -m benchmarks.retrieval               # 50,000 images x 250,000 texts, five an image, d = 512
-    python -m benchmarks.retrieval --threads 1 --turns 4 --write      # on a machine that others use, too
+    python -m benchmarks.retrieval --threads 1 --turns 2 --write      # on a machine that others use, too
 
-Images are taken in slabs, for each of which the product of its rows with all texts and its whole retrieval both ways
-take turns, so that both meet the same machine; the ratio is taken within a turn, of wall-clock time and of processor
-time. Where others compute, too, only the latter with one thread says something: threads of a parallel region wait for
-the one that was put off, and retrieval has more regions than the product in its largest tiles. All texts belong to the
-images of the slab, so that each has more right answers than in the whole set, which costs retrieval a little.
-The product has the side of a tile that suits it best of 512 to 4,096.
+The product of all images with all texts and their whole retrieval both ways take turns, for embeddings of a model that
+finds most pairs, and of one that knows nothing, whose wrong answers stand high. The ratio is taken within a turn, of
+wall-clock time and of processor time. Where others compute, too, only the latter with one thread says something:
+threads of a parallel region wait for the one that was put off, and retrieval has more regions than the product. The
+product has the side of a tile that suits it best of 512 to 4,096.
 
 Peak memory is the growth of the resident set over the embeddings while all images and texts are evaluated, in a process
 of its own, with recalls, mean ranks, chance levels and 1,000 resamples. Texts are shuffled there, which costs a sorted
@@ -37,6 +36,7 @@ from siglightning.runtime.environment import describe_environment
 
 RESULTS = Path(__file__).parent / "results"
 SIDES = (512, 1024, 2048, 4096)
+KINDS = {"trained": 1.0, "untrained": 0.0}  # share of the image in its texts, beside noise
 Pairs = tuple[Tensor, Tensor, Tensor, Tensor]
 
 
@@ -47,14 +47,14 @@ class Times(NamedTuple):
     cpu: float
 
 
-def make_inputs(images: int, texts: int, dim: int) -> Pairs:
-    """Noisy unit rows; text j describes image ``j * images // texts``."""
+def make_inputs(images: int, texts: int, dim: int, signal: float = 1.0) -> Pairs:
+    """Noisy unit rows; text j describes image ``j * images // texts``, by so much of the image's embedding."""
     generator = torch.Generator().manual_seed(0)
     text_ids = torch.arange(texts) * images // texts
     image = normalize(torch.randn(images, dim, generator=generator), dim=1)
     text = torch.randn(texts, dim, generator=generator)
     for rows in torch.arange(texts).split(10_000):
-        text[rows] = normalize(0.15 * text[rows] + image[text_ids[rows]], dim=1)
+        text[rows] = normalize(0.15 * text[rows] + signal * image[text_ids[rows]], dim=1)
     return image, text, torch.arange(images), text_ids
 
 
@@ -75,16 +75,12 @@ def best_side(images: Tensor, texts: Tensor) -> int:
     return min(seconds, key=lambda side: min(seconds[side]))
 
 
-def take_turns(inputs: Pairs, slabs: int, turns: int, side: int) -> tuple[list[Times], list[Times]]:
-    """Times of the product, and of retrieval, slab by slab."""
-    image, text, image_ids, _ = inputs
+def take_turns(inputs: Pairs, turns: int, side: int) -> tuple[list[Times], list[Times]]:
+    """Times of the product, and of retrieval, turn by turn."""
     times: tuple[list[Times], list[Times]] = [], []
-    parts = torch.arange(len(image)).chunk(slabs)
-    for turn in range(turns):
-        rows = parts[turn % len(parts)]
-        ids = rows[torch.arange(len(text)) * len(rows) // len(text)]
-        times[0].append(_times(product, image[rows], text, side))
-        times[1].append(_times(ranks_both_ways, image[rows], text, image_ids[rows], ids))
+    for _ in range(turns):
+        times[0].append(_times(product, inputs[0], inputs[1], side))
+        times[1].append(_times(ranks_both_ways, *inputs))
     return times
 
 
@@ -120,35 +116,40 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=50_000)
     parser.add_argument("--texts", type=int, default=250_000)
     parser.add_argument("--dim", type=int, default=512)
-    parser.add_argument("--slabs", type=int, default=10, help="parts of the images that are timed in turn")
-    parser.add_argument("--turns", type=int, default=10)
+    parser.add_argument("--turns", type=int, default=3, help="of each kind of embeddings")
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--write", action="store_true", help="write benchmarks/results/retrieval.{md,json}")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
         whole = pool.submit(evaluate_all, args.images, args.texts, args.dim, args.threads).result()
-    inputs = make_inputs(args.images, args.texts, args.dim)
-    side = best_side(inputs[0][:4096], inputs[1][:8192])
-    alone, ours = take_turns(inputs, args.slabs, args.turns, side)
+    rows, record = [], {"whole": whole._asdict()}
+    for kind, signal in KINDS.items():
+        inputs = make_inputs(args.images, args.texts, args.dim, signal)
+        side = best_side(inputs[0][:4096], inputs[1][:8192])
+        alone, ours = take_turns(inputs, args.turns, side)
+        rows += [
+            _row(f"product alone, tiles of {side}", alone, alone),
+            _row(f"retrieval both ways, {kind}", ours, alone),
+        ]
+        record[kind] = {"side": side, "product_s": alone, "retrieval_s": ours}
     load = os.getloadavg()[0]
     text = "\n".join(
         [
             f"{args.images:,} images x {args.texts:,} texts, d = {args.dim}, fp32, {args.threads} threads; "
-            f"{args.turns} turns of {args.images // args.slabs:,} images",
+            f"{args.turns} turns of each kind",
             "",
             "| | wall s | CPU s | wall / product | CPU / product |",
             "| --- | ---: | ---: | ---: | ---: |",
-            _row(f"product alone, tiles of {side}", alone, alone),
-            _row("retrieval both ways", ours, alone),
+            *rows,
             "",
-            "- seconds are sums of all turns, ratios their median with the lowest and the highest",
-            f"- all images and texts at once, texts shuffled: {whole.mib:.0f} MiB beyond the embeddings at the peak; "
-            f"ranks {whole.ranks_s:.1f} s, metrics with intervals {whole.metrics_s:.1f} s",
+            "- seconds are means of the turns, ratios their median with the lowest and the highest",
+            f"- all at once, texts shuffled: {whole.mib:.0f} MiB beyond the embeddings at the peak; ranks "
+            f"{whole.ranks_s:.1f} s, metrics with intervals {whole.metrics_s:.1f} s",
             f"- load average at the end: {load:.1f} on {os.cpu_count()} cores",
         ]
     )
-    options = " ".join(f"--{name} {getattr(args, name)}" for name in ("images", "texts", "dim", "slabs", "turns"))
+    options = " ".join(f"--{name} {getattr(args, name)}" for name in ("images", "texts", "dim", "turns"))
     command = f"python -m benchmarks.retrieval {options} --threads {args.threads}"
     versions = ", ".join(f"{name} {version(name)}" for name in ("siglightning", "torch"))
     hardware = describe_environment(1, [])["hardware"]
@@ -156,13 +157,12 @@ def main() -> None:
     print(text)
     if args.write:
         (RESULTS / "retrieval.md").write_text(text)
-        record = {"command": command, "versions": versions, "hardware": hardware, "side": side, "load": load}
-        record |= {"product_s": alone, "retrieval_s": ours, "whole": whole._asdict()}
+        record |= {"command": command, "versions": versions, "hardware": hardware, "load": load}
         (RESULTS / "retrieval.json").write_text(json.dumps(record, indent=2) + "\n")
 
 
 def _row(name: str, times: list[Times], to: list[Times]) -> str:
-    cells = [f"{sum(values):.1f}" for values in zip(*times, strict=True)]
+    cells = [f"{statistics.mean(values):.1f}" for values in zip(*times, strict=True)]
     for ours, theirs in zip(zip(*times, strict=True), zip(*to, strict=True), strict=True):
         ratios = [a / b for a, b in zip(ours, theirs, strict=True)]
         cells.append(f"{statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})")

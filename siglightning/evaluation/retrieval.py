@@ -190,16 +190,20 @@ def _ranks(tiles: PairTiles, both_ways: bool) -> tuple[Tensor, Tensor]:
     sides = (tiles.rows, tiles.columns) if both_ways else (tiles.rows,)
     to_beat = _scores_to_beat(tiles, len(sides))
     below = [torch.zeros(len(side.labels), dtype=torch.int64, device=tiles.device) for side in sides]
-    flags = torch.empty(tiles.side**2, device=tiles.device)  # ones and zeros, which torch adds up faster than booleans
+    flags = torch.empty(tiles.side**2, dtype=tiles.dtype, device=tiles.device)
+    ones = torch.ones(tiles.side, dtype=tiles.dtype, device=tiles.device)
+    # Ones and zeros in the scores' own type, added up by products with ones: torch compares into booleans, and adds
+    # up either, more slowly. Exact, since a tile has fewer than 2^24 rows.
     for tile in tiles:
+        scores = tile.scores
         if tile.matches is not None:
-            tile.scores.masked_fill_(tile.matches, torch.inf)
-        is_below = flags[: tile.scores.numel()].view_as(tile.scores)
-        torch.lt(tile.scores, to_beat[0][tile.rows, None], out=is_below)
-        below[0][tile.rows] += is_below.sum(1).long()
+            scores.masked_fill_(tile.matches, torch.inf)
         if both_ways:
-            torch.lt(tile.scores, to_beat[1][tile.columns], out=is_below)
-            below[1][tile.columns] += is_below.sum(0).long()
+            is_below = flags[: scores.numel()].view_as(scores)
+            torch.lt(scores, to_beat[1][tile.columns], out=is_below)
+            below[1][tile.columns] += torch.mv(is_below.T, ones[: len(scores)]).long()
+        scores.lt_(to_beat[0][tile.rows, None])  # in their place: nobody needs the scores any more
+        below[0][tile.rows] += torch.mv(scores, ones[: scores.shape[1]]).long()
     labels, others = tiles.rows.labels, tiles.columns.labels
     ranks = [
         side.as_given(1 + len(gallery) - _num_matches(side.labels, gallery) - tiles.reduced(count))
