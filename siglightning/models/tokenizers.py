@@ -19,6 +19,8 @@ import torch
 from torch import Tensor
 
 SCHEMES = ("clip", "sentencepiece:", "hf:", "open_clip:")
+# One of these lies in a folder that has a tokenizer; transformers makes an empty one up where none does.
+_TOKENIZER_FILES = ("tokenizer*.json", "vocab*", "merges.txt", "*.model")
 CACHED_CAPTIONS = 2**15  # some 10 MB a process; captions come back every epoch, and cleaning them costs 0.1 ms each
 _NO_PUNCTUATION = str.maketrans("", "", string.punctuation)
 
@@ -261,6 +263,12 @@ def _closing_special_token(ids: Sequence[int], special: set[int]) -> int | None:
 def _hugging_face_vocabulary(name: str) -> Vocabulary:
     from transformers import AutoTokenizer
 
+    folder = Path(name)
+    if folder.is_dir() and not any(file for pattern in _TOKENIZER_FILES for file in folder.glob(pattern)):
+        raise ValueError(
+            f"The folder {name!r} has no tokenizer (tokenizer.json, vocab.json or a SentencePiece .model). Save it "
+            "there with the tokenizer's save_pretrained, or give `tokenizer` (on the command line --tokenizer)."
+        )
     try:
         tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
     except (OSError, ValueError) as error:

@@ -141,6 +141,14 @@ def test_wrong_sources_are_refused_in_one_line(tmp_path):
         assert "\n" not in str(caught.value)
 
 
+def test_a_folder_without_a_tokenizer_gets_none_made_up(tmp_path):
+    """Of CLIP's config alone, transformers makes a vocabulary of two ids."""
+    transformers.CLIPConfig().save_pretrained(tmp_path)
+    assert len(transformers.AutoTokenizer.from_pretrained(tmp_path)) < 10
+    with pytest.raises(ValueError, match=r"has no tokenizer .* or give `tokenizer`"):
+        Tokenizer(str(tmp_path))
+
+
 def test_unreachable_hub_says_to_give_a_path(monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     for source in ("hf:nobody/no-such-tokenizer", "open_clip:ViT-B-16-SigLIP"):
