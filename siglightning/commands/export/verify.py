@@ -90,7 +90,7 @@ def verify(network: TwoTower, theirs: Reloaded) -> Verification:
         image=_apart(image, out.image),
         text=_apart(text, out.text),
         logits=_apart(logits, out.logits),
-        tokens=_same_ids(network, theirs, ids, their_ids),
+        tokens=same_ids(network, theirs, ids, their_ids),
         awkward=tuple(text for text in AWKWARD if not _same_text(network, theirs, text)),
         grey_levels=_grey_levels(network, theirs, pictures),
         recall=recall_at_k(retrieval_ranks(text, image, rows, rows), 1),
@@ -114,7 +114,8 @@ def _apart(ours: Tensor, theirs: Tensor) -> float:
     return float((ours.double() - theirs.double()).abs().max())
 
 
-def _same_ids(network: TwoTower, theirs: Reloaded, ids: Tensor, their_ids: Tensor) -> bool:
+def same_ids(network: TwoTower, theirs: Reloaded, ids: Tensor, their_ids: Tensor) -> bool:
+    """Whether two tokenizers give captions the same ids, int64 ``[N, L]``, whatever each of them pads with."""
     if ids.shape != their_ids.shape:
         return False
     ours = ids.masked_fill(ids == network.tokenizer.pad_id, theirs.pad_id)
@@ -122,7 +123,7 @@ def _same_ids(network: TwoTower, theirs: Reloaded, ids: Tensor, their_ids: Tenso
 
 
 def _same_text(network: TwoTower, theirs: Reloaded, text: str) -> bool:
-    return _same_ids(network, theirs, network.tokenizer([text]), theirs.tokens([text]))
+    return same_ids(network, theirs, network.tokenizer([text]), theirs.tokens([text]))
 
 
 def _grey_levels(network: TwoTower, theirs: Reloaded, pictures: list[Tensor]) -> float:
