@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.overrides import TorchFunctionMode
 
 from siglightning.models.export.pictures import preprocessor_config, squares
 from siglightning.models.export.reloaded import Outputs, Reloaded
@@ -96,6 +97,31 @@ def reload(folder: Path) -> Reloaded:
     return Reloaded(pixels, tokens, outputs, int(config["pad_token_id"]))
 
 
+class _NormsByRow(TorchFunctionMode):
+    """Lets GroupNorm be computed as a LayerNorm over each group, which it is but for the factors of the channels.
+
+    The exporter writes GroupNorm as InstanceNormalization, whose means onnxruntime takes three to four times less
+    exactly than torch: on nearly white drawings it was 1.1e-5 off in the logits. Its LayerNormalization is as exact.
+    """
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        if func is not functional.group_norm:
+            return func(*args, **(kwargs or {}))
+        return _group_norm(*args, **(kwargs or {}))
+
+
+def _group_norm(
+    x: Tensor, num_groups: int, weight: Tensor | None = None, bias: Tensor | None = None, eps: float = 1e-5
+) -> Tensor:
+    size = math.prod(x.shape[1:]) // num_groups
+    rows = functional.layer_norm(x.reshape(x.shape[0], num_groups, size), (size,), eps=eps).reshape(x.shape)
+    per_channel = (-1, *(1 for _ in x.shape[2:]))
+    rows = rows if weight is None else rows * weight.view(per_channel)
+    return rows if bias is None else rows + bias.view(per_channel)
+
+
 class _Embedder(nn.Module):
     """Tower, projection and unit length."""
 
@@ -104,7 +130,8 @@ class _Embedder(nn.Module):
         self.tower, self.projection = tower, projection
 
     def forward(self, inputs: Tensor) -> Tensor:
-        return functional.normalize(self.projection(self.tower(inputs)), dim=-1)
+        with _NormsByRow():
+            return functional.normalize(self.projection(self.tower(inputs)), dim=-1)
 
 
 def _export(module: nn.Module, example: Tensor, names: tuple[str, str], path: Path) -> None:
