@@ -53,6 +53,8 @@ VARIANTS = {
     "sliced-fp32": ("32-true", SLICED, [RING], []),
     "plain-bf16": ("bf16-mixed", PLAIN, [RING], []),
 }
+# With two processes left equals right: what differs from three is only that, so a few are enough there.
+OF_TWO = ("plain", "sliced", "random", "plain-bf16")
 # Largest difference of a weight after four steps. fp64: a few roundings of weights of order 1. fp32: the same, of
 # gradients that are sums of terms up to 100 times as large.
 TOLERANCE = {"64-true": 1e-12, "32-true": 1e-6}
@@ -78,7 +80,8 @@ def train_on_this_rank(folder):
     rank = dist.get_rank()
     rank_zero_only.rank = rank  # read by Lightning when it was imported, before this process knew
     os.environ |= {"LOCAL_RANK": str(rank), "NODE_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"}
-    return {name: train(folder, name, dist.get_world_size()) for name in VARIANTS}
+    world_size = dist.get_world_size()
+    return {name: train(folder, name, world_size) for name in (OF_TWO if world_size == 2 else VARIANTS)}
 
 
 @pytest.fixture(scope="module")
@@ -89,8 +92,10 @@ def weights(tmp_path_factory):
     }
 
 
-@pytest.mark.parametrize("name", [name for name in VARIANTS if name != "plain-bf16"])
-@pytest.mark.parametrize("world_size", [2, 3])
+@pytest.mark.parametrize(
+    ("world_size", "name"),
+    [(size, name) for size, names in ((2, OF_TWO), (3, VARIANTS)) for name in names if name != "plain-bf16"],
+)
 def test_weights_are_those_of_one_process(weights, world_size, name):
     ours, one = weights[world_size][name], weights[1][name]
     assert ours.keys() == one.keys()
