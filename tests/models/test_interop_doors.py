@@ -167,6 +167,11 @@ def spoil_arrays(folder):
     np.savez(folder / "siglip.npz", **arrays)
 
 
+def break_index(folder):
+    content = (folder / "siglip.npz").read_bytes()
+    (folder / "siglip.npz").write_bytes(content.replace(b"PK\x01\x02", b"PK\x00\x00"))
+
+
 def pickled(path):
     """Hostile whatever its name says: what a file is, its content tells."""
     torch.save({"visual.proj": Hostile()}, path)
@@ -182,11 +187,20 @@ def hostile_transformers(folder):
     torch.save({"logit_scale": Hostile()}, folder / "pytorch_model.bin")
 
 
+def with_module(folder, name, content):
+    """A module that leaves a trace when it is imported, and a file that names it."""
+    folder.mkdir(exist_ok=True)
+    # Of one's own for each folder: transformers imports the same module once.
+    (folder / "evil.py").write_text(f"# {folder}\nimport os\nos.system('touch \"$SIGLIGHTNING_TEST_TRACE\"')\n")
+    (folder / name).write_text(json.dumps(content))
+
+
+MODEL_OF_ITS_OWN = {"model_type": "evil", "auto_map": {"AutoConfig": "evil.Config", "AutoModel": "evil.Model"}}
+
+
 def transformers_with_code(folder):
-    (folder / "evil.py").write_text("import os\nos.system('touch \"$SIGLIGHTNING_TEST_TRACE\"')\n")
     config = json.loads((folder / "config.json").read_text())
-    config |= {"model_type": "evil", "auto_map": {"AutoConfig": "evil.Config", "AutoModel": "evil.Model"}}
-    (folder / "config.json").write_text(json.dumps(config))
+    with_module(folder, "config.json", config | MODEL_OF_ITS_OWN)
 
 
 def hostile_open_clip(folder):
@@ -194,10 +208,10 @@ def hostile_open_clip(folder):
     pickled(folder / "open_clip_pytorch_model.bin")
 
 
-def edit_config(folder, edit):
-    content = json.loads((folder / "config.json").read_text())
+def edit_config(folder, edit, name="config.json"):
+    content = json.loads((folder / name).read_text())
     edit(content)
-    (folder / "config.json").write_text(json.dumps(content))
+    (folder / name).write_text(json.dumps(content))
 
 
 NEVER = "code from a checkpoint is never run"
@@ -221,7 +235,7 @@ BAD = {
     "an export that describes nothing": (
         "safetensors",
         lambda at: edit_config(at, lambda content: content.pop("network")),
-        "config.json is damaged .KeyError: 'network'",
+        "config.json is damaged.*KeyError: 'network'",
     ),
     "transformers, cut short": ("transformers", lambda at: cut(at / "model.safetensors", 0.7), "No weights for a two"),
     "transformers with pickled code": ("transformers", hostile_transformers, "No weights for a two-tower model"),
@@ -239,6 +253,7 @@ BAD = {
         SHAPES,
     ),
     "big_vision, cut short": ("big_vision", lambda at: cut(at / "siglip.npz", 0.7), "cut short"),
+    "big_vision, its index spoilt": ("big_vision", break_index, "index at the end of the archive cannot be read"),
     "big_vision of another model": (
         "big_vision",
         spoil_arrays,

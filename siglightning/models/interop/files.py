@@ -46,8 +46,7 @@ def archived_names(path: Path) -> list[str]:
     """Names in a numpy archive without reading its arrays, ``[]`` for any other file."""
     if not zipfile.is_zipfile(path):
         return []
-    with zipfile.ZipFile(path) as archive:
-        return [name.removesuffix(".npy") for name in archive.namelist() if name.endswith(".npy")]
+    return [name.removesuffix(".npy") for name in _index(path) if name.endswith(".npy")]
 
 
 def _format(path: Path) -> str:
@@ -63,14 +62,22 @@ def _format(path: Path) -> str:
         return _TORCH  # before torch 1.6: a bare pickle
     if not zipfile.is_zipfile(path):
         raise ValueError(f"{path} is damaged or cut short: the index at the end of the archive is missing.")
-    with zipfile.ZipFile(path) as archive:
-        names = archive.namelist()
+    names = _index(path)
     if any("/code/" in name for name in names):
         raise ValueError(
             f"{path} is a TorchScript archive, which holds code. Give a state dictionary instead, or the name of the "
             "model, such as open_clip:ViT-B-32@openai."
         )
     return _ARRAYS if any(name.endswith(".npy") for name in names) else _TORCH
+
+
+def _index(path: Path) -> list[str]:
+    """Names of the files in an archive."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return archive.namelist()
+    except Exception as error:  # BadZipFile, struct.error, NotImplementedError: whatever the bytes there say
+        raise ValueError(f"{path} is damaged: the index at the end of the archive cannot be read ({error}).") from error
 
 
 def _read_arrays(path: Path) -> dict[str, Tensor]:
