@@ -9,6 +9,7 @@ from transformers import AutoConfig, AutoModel
 from transformers.image_processing_base import ImageProcessingMixin
 
 from siglightning.batch import Resizing
+from siglightning.models.foreign import first_words, no_foreign_code
 from siglightning.models.towers import HALF_MEAN, HALF_STD, IMAGENET_MEAN, IMAGENET_STD, TowerConfig
 
 TWO_TOWER_TYPES = ("siglip", "siglip2", "clip")  # `siglip2` is NaFlex; SigLIP 2 of a fixed size is a `siglip`
@@ -32,15 +33,17 @@ def read_settings(config: TowerConfig) -> Any:
     Raises:
         ValueError: no such folder, hub unreachable, or a model type whose towers cannot be told apart.
     """
-    if config.model in TWO_TOWER_TYPES and not Path(config.model).is_dir():
-        return AutoConfig.for_model(config.model, **config.kwargs)
+    is_type = config.model in TWO_TOWER_TYPES and not Path(config.model).is_dir()
     if config.model.startswith((".", "/", "~")) and not Path(config.model).expanduser().is_dir():
         raise ValueError(f"Tower {config.name!r}: no folder {config.model!r}; give one that holds config.json.")
     try:
-        settings = AutoConfig.from_pretrained(config.model, trust_remote_code=False, **config.kwargs)
-    except (OSError, ValueError) as error:
+        with no_foreign_code():
+            if is_type:
+                return AutoConfig.for_model(config.model, **config.kwargs)
+            settings = AutoConfig.from_pretrained(config.model, trust_remote_code=False, **config.kwargs)
+    except Exception as error:  # each model type has validators and arithmetic of its own
         raise ValueError(
-            f"Tower {config.name!r} could not be loaded from a folder or the Hugging Face hub ({_first_line(error)}). "
+            f"Tower {config.name!r} could not be loaded from a folder or the Hugging Face hub ({first_words(error)}). "
             "Check the name and the connection, or give the path of a downloaded copy."
         ) from error
     if hasattr(settings, "vision_config") and settings.model_type not in TWO_TOWER_TYPES:
@@ -54,9 +57,24 @@ def read_settings(config: TowerConfig) -> Any:
 def create_model(config: TowerConfig, settings: Any) -> Any:
     """The model of a tower, with weights where it asks for them; see :func:`load_model`."""
     if not config.pretrained:
-        return AutoModel.from_config(settings)
+        return random_model(config, settings)
     source = config.model if config.pretrained is True else config.pretrained
     return load_model(source, settings, f"tower {config.name!r}")
+
+
+def random_model(config: TowerConfig, settings: Any) -> Any:
+    """The model of a tower that its config describes, with weights at random.
+
+    Raises:
+        ValueError: it describes none that can be built.
+    """
+    try:
+        with no_foreign_code():
+            return AutoModel.from_config(settings, trust_remote_code=False)
+    except Exception as error:
+        raise ValueError(
+            f"Tower {config.name!r} could not be built ({first_words(error)}). Check its config.json and `kwargs`."
+        ) from error
 
 
 def load_model(source: str, settings: Any, what: str) -> Any:
@@ -74,18 +92,19 @@ def load_model(source: str, settings: Any, what: str) -> Any:
         ValueError: there are no weights, they are damaged, need code to be read, or do not fit the config.
     """
     try:
-        model, found = AutoModel.from_pretrained(
-            source,
-            config=settings,
-            dtype=torch.float32,
-            trust_remote_code=False,
-            weights_only=True,
-            ignore_mismatched_sizes=True,  # so that they are told with their names, below
-            output_loading_info=True,
-        )
+        with no_foreign_code():
+            model, found = AutoModel.from_pretrained(
+                source,
+                config=settings,
+                dtype=torch.float32,
+                trust_remote_code=False,
+                weights_only=True,
+                ignore_mismatched_sizes=True,  # so that they are told with their names, below
+                output_loading_info=True,
+            )
     except Exception as error:  # each file format has its own kinds
         raise ValueError(
-            f"No weights for {what} in {source!r} ({_first_line(error)}). "
+            f"No weights for {what} in {source!r} ({first_words(error)}). "
             "Give a folder with weights, or `pretrained: false` to start at random."
         ) from error
     _require_all(found, settings.model_type in TWO_TOWER_TYPES, source, what)
@@ -128,7 +147,3 @@ def _resizing(file: Mapping[str, Any], default: Resizing) -> Resizing:
         return Resizing(None, interpolation)
     kept = cut.get("height", shorter) if isinstance(cut, Mapping) else cut or shorter
     return Resizing(min(1.0, kept / shorter), interpolation, "down")
-
-
-def _first_line(error: BaseException) -> str:
-    return str(error).strip().partition("\n")[0]

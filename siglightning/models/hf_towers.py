@@ -6,9 +6,14 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoModel
 
-from siglightning.models.hf_checkpoints import TWO_TOWER_TYPES, create_model, read_preparation, read_settings
+from siglightning.models.hf_checkpoints import (
+    TWO_TOWER_TYPES,
+    create_model,
+    random_model,
+    read_preparation,
+    read_settings,
+)
 from siglightning.models.positions import load_resized
 from siglightning.models.towers import (
     ImageTower,
@@ -140,7 +145,7 @@ def hf_image_tower(config: TowerConfig, image_size: int | None) -> HfImageTower:
         return tower
     resized = read_settings(config)
     (resized.vision_config if resized.model_type in TWO_TOWER_TYPES else resized).image_size = image_size
-    tower = _image_tower(config, resized, AutoModel.from_config(resized))
+    tower = _image_tower(config, resized, random_model(config, resized))
     if config.pretrained:
         load_resized(tower, _image_tower(config, settings, create_model(config, settings)).state_dict())
     return tower

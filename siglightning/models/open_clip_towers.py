@@ -1,7 +1,9 @@
 """Image and text towers from open_clip: built-in names, hub or folder schemas, or a local JSON config."""
 
 import json
-from collections.abc import Mapping
+import logging
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -13,6 +15,7 @@ from open_clip.transformer import VisionTransformer
 from torch import Tensor, nn
 
 from siglightning.batch import Resizing
+from siglightning.models.foreign import first_words, no_foreign_code
 from siglightning.models.timm_towers import timm_vit_parts
 from siglightning.models.towers import (
     ImageTower,
@@ -160,23 +163,26 @@ def create_model(config: TowerConfig, force: dict[str, Any]) -> Any:
         force: arguments of ``open_clip.create_model`` that go before those of the config.
 
     Raises:
-        ValueError: unknown names, weights that cannot be had, or a model without a plain text tower.
+        ValueError: unknown names, weights that cannot be had, a config that describes no model or would have to run
+            code, or a model without a plain text tower.
     """
     name = resolve_model_name(config.model)
     tag = _weights(name, config.pretrained)
+    safe = {"weights_only": True}  # whatever `kwargs` says, which may come from a file
     try:
-        model = open_clip.create_model(
-            name,
-            pretrained=tag,
-            load_weights=bool(config.pretrained),
-            pretrained_text=bool(config.pretrained),  # else a random tower would fetch its text encoder's weights
-            force_custom_text=True,  # one layout for all: model.visual and model.text
-            **(force | config.kwargs),
-        )
-    except (OSError, RuntimeError, TypeError, ValueError) as error:
-        reason = str(error).strip().partition("\n")[0]
+        with no_foreign_code(), _without_word_of_random_weights():
+            model = open_clip.create_model(
+                name,
+                pretrained=tag,
+                load_weights=bool(config.pretrained),
+                pretrained_text=bool(config.pretrained),  # else a random tower would fetch its text encoder's weights
+                force_custom_text=True,  # one layout for all: model.visual and model.text
+                **(force | config.kwargs | safe),
+            )
+    except Exception as error:  # a config from elsewhere may be anything
+        reason = f"{type(error).__name__}: {first_words(error)}"
         raise ValueError(
-            f"Tower {config.name!r} could not be built: {reason}. "
+            f"Tower {config.name!r} could not be built ({reason}). "
             "Check the arguments; without a connection, give `pretrained` the path of a weights file."
         ) from error
     if not isinstance(model, open_clip.CustomTextCLIP):
@@ -184,6 +190,21 @@ def create_model(config: TowerConfig, force: dict[str, Any]) -> Any:
             f"Tower {config.name!r}: {type(model).__name__} has no plain text tower; choose a CLIP or SigLIP."
         )
     return model
+
+
+@contextmanager
+def _without_word_of_random_weights() -> Iterator[None]:
+    """Keep open_clip from saying that weights are random: they were asked for so, or are loaded by us afterwards."""
+
+    def is_news(record: logging.LogRecord) -> bool:
+        return not record.getMessage().startswith("No pretrained weights loaded")
+
+    root = logging.getLogger()  # on which open_clip logs
+    root.addFilter(is_news)
+    try:
+        yield
+    finally:
+        root.removeFilter(is_news)
 
 
 def _weights(name: str, pretrained: bool | str) -> str | None:

@@ -88,6 +88,8 @@ def timm_image_tower(config: TowerConfig, image_size: int | None) -> TimmImageTo
 
 
 def _create(config: TowerConfig, image_size: int | None) -> Any:
+    if "checkpoint_path" in config.kwargs:  # which some releases of timm unpickle, code and all
+        raise ValueError(f"Tower {config.name!r} has a `checkpoint_path`; give `pretrained` that path instead.")
     kwargs: dict[str, Any] = {"num_classes": 0, **config.kwargs}
     if isinstance(config.pretrained, str):
         # The overlay, not `checkpoint_path`: timm then drops the classifier of the file by itself.
@@ -105,7 +107,7 @@ def _create(config: TowerConfig, image_size: int | None) -> Any:
 def _create_or_explain(config: TowerConfig, kwargs: dict[str, Any]) -> Any:
     try:
         return timm.create_model(config.model, **kwargs)
-    except (TypeError, OSError, RuntimeError) as error:
+    except Exception as error:  # a file of weights may be anything
         reason = str(error).strip().partition("\n")[0]
         raise ValueError(
             f"Tower {config.name!r} could not be built with {kwargs}: {reason}. "

@@ -18,6 +18,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from siglightning.models.foreign import first_words, no_foreign_code
+
 SCHEMES = ("clip", "sentencepiece:", "hf:", "open_clip:")
 # One of these lies in a folder that has a tokenizer; transformers makes an empty one up where none does.
 _TOKENIZER_FILES = ("tokenizer*.json", "vocab*", "merges.txt", "*.model")
@@ -261,6 +263,15 @@ def _closing_special_token(ids: Sequence[int], special: set[int]) -> int | None:
 
 
 def _hugging_face_vocabulary(name: str) -> Vocabulary:
+    return _wrap_hugging_face(open_hugging_face(name), clean=None)
+
+
+def open_hugging_face(name: str) -> Any:
+    """The tokenizer of transformers in a folder or on the hub.
+
+    Raises:
+        ValueError: it cannot be had, is damaged, or would have to run code.
+    """
     from transformers import AutoTokenizer
 
     folder = Path(name)
@@ -270,13 +281,13 @@ def _hugging_face_vocabulary(name: str) -> Vocabulary:
             "there with the tokenizer's save_pretrained, or give `tokenizer` (on the command line --tokenizer)."
         )
     try:
-        tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
-    except (OSError, ValueError) as error:
+        with no_foreign_code():
+            return AutoTokenizer.from_pretrained(name, trust_remote_code=False)
+    except Exception as error:  # the Rust library raises bare Exception, and files may hold anything
         raise ValueError(
             f"Tokenizer {name!r} could not be loaded from a folder or the Hugging Face hub "
-            f"({_first_line(error)}). Check the name and the connection, or give the path of a downloaded copy."
+            f"({first_words(error)}). Check the name and the connection, or give the path of a downloaded copy."
         ) from error
-    return _wrap_hugging_face(tokenizer, clean=None)
 
 
 def _wrap_hugging_face(tokenizer: Any, clean: Callable[[str], str] | None) -> Vocabulary:
@@ -294,23 +305,11 @@ def _wrap_hugging_face(tokenizer: Any, clean: Callable[[str], str] | None) -> Vo
 
 
 def _open_clip_vocabulary(name: str) -> Vocabulary:
-    import open_clip
     from open_clip.tokenizer import SimpleTokenizer
 
-    from siglightning.models.open_clip_towers import resolve_model_name
+    from siglightning.models.open_clip_tokenizers import open_clip_tokenizer
 
-    resolved = resolve_model_name(name)
-    text = (open_clip.get_model_config(resolved) or {}).get("text_cfg", {}) if ":" not in resolved else {}
-    if "siglip" in resolved.lower() and text and "hf_tokenizer_name" not in text:
-        # open_clip would now guess a vocabulary from the name of the model and download it.
-        raise ValueError(f"The config of open_clip model {name!r} names no tokenizer; give `tokenizer`, e.g. clip.")
-    try:
-        tokenizer = open_clip.get_tokenizer(resolved)
-    except (OSError, FileNotFoundError) as error:
-        raise ValueError(
-            f"The tokenizer of open_clip model {name!r} could not be loaded ({_first_line(error)}). "
-            "Check the connection, or give a local one: `tokenizer: PATH` (a SentencePiece .model or a folder)."
-        ) from error
+    tokenizer = open_clip_tokenizer(name)
     if isinstance(tokenizer, SimpleTokenizer):
         return _wrap_simple_tokenizer(tokenizer)
     if tokenizer.tokenizer_mode or tokenizer.strip_sep_token:
@@ -318,7 +317,3 @@ def _open_clip_vocabulary(name: str) -> Vocabulary:
             f"open_clip model {name!r} uses a tokenizer mode that is not supported here; give `tokenizer`."
         )
     return _wrap_hugging_face(tokenizer.tokenizer, clean=tokenizer.clean_fn)
-
-
-def _first_line(error: BaseException) -> str:
-    return str(error).strip().partition("\n")[0]

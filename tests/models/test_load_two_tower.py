@@ -3,6 +3,7 @@
 import math
 
 import numpy as np
+import open_clip
 import pytest
 import torch
 from foreign import BIAS, IMAGE, T_PRIME, TEXT, as_big_vision, clip, logits, open_clip_model, sentencepiece_file
@@ -117,7 +118,7 @@ def test_models_of_open_clip(tmp_path, tokenizer, kind, suffix):
     assert network.bias_is_auto == (kind == "clip")
 
 
-def test_a_folder_as_open_clip_writes_it(tmp_path, tokenizer):
+def test_a_folder_as_open_clip_writes_it(tmp_path, tokenizer, caplog):
     model, config = open_clip_model(tmp_path, "siglip")
     folder = tmp_path / "hub"
     folder.mkdir()
@@ -127,7 +128,12 @@ def test_a_folder_as_open_clip_writes_it(tmp_path, tokenizer):
     text = f'{{"model_cfg": {config.read_text()}, "preprocess_cfg": {preprocess}}}'
     (folder / "open_clip_config.json").write_text(text)
     save_file(model.state_dict(), folder / "open_clip_model.safetensors")
-    network = load_two_tower(folder, tokenizer=tokenizer)
+    with caplog.at_level("WARNING"):
+        open_clip.create_model(config.stem)
+        assert "Model initialized randomly" in caplog.text
+        caplog.clear()
+        network = load_two_tower(folder, tokenizer=tokenizer)
+    assert not caplog.text, "the weights are those of the folder"
     assert network.image_tower.mean == (0.5, 0.5, 0.5)
     assert (network.resizing.crop, network.resizing.interpolation) == (None, "bilinear")
     with torch.no_grad():

@@ -10,6 +10,7 @@ from siglightning.models.export import onnx_format, open_clip_format, safetensor
 from siglightning.models.export.quiet import quiet
 from siglightning.models.export.reloaded import Outputs, Reloaded
 from siglightning.models.export.unheld import UnheldError
+from siglightning.models.foreign import no_foreign_code
 from siglightning.models.two_tower import TwoTower
 
 __all__ = ["FORMATS", "Format", "Outputs", "Reloaded", "UnheldError", "refusal"]
@@ -44,7 +45,7 @@ def _format(name: str, library: str, module: ModuleType) -> Format:
             module.write(network, folder, arguments) if takes_arguments else module.write(network, folder)
 
     def reload(folder: Path) -> Reloaded:
-        with quiet():
+        with quiet(), no_foreign_code():
             found: Reloaded = module.reload(folder)
             return found
 

@@ -15,7 +15,7 @@ from tokenizers import Tokenizer as FastTokenizer
 from tokenizers.models import BPE
 
 from siglightning.models.export.unheld import UnheldError
-from siglightning.models.tokenizers import Tokenizer
+from siglightning.models.tokenizers import Tokenizer, open_hugging_face
 
 PAD = "<pad>"
 _ENTITIES = {"&amp;": "&", "&lt;": "<", "&gt;": ">", "&quot;": '"', "&#39;": "'", "&nbsp;": " "}
@@ -134,27 +134,23 @@ def is_clip(source: str) -> bool:
     """Whether a tokenizer's source is CLIP's vocabulary as open_clip holds it."""
     if not source.startswith("open_clip:"):
         return source == "clip"
-    import open_clip
+    from open_clip import SimpleTokenizer
 
-    from siglightning.models.open_clip_towers import resolve_model_name
+    from siglightning.models.open_clip_tokenizers import open_clip_tokenizer
 
-    return isinstance(open_clip.get_tokenizer(resolve_model_name(source.partition(":")[2])), open_clip.SimpleTokenizer)
+    return isinstance(open_clip_tokenizer(source.partition(":")[2]), SimpleTokenizer)
 
 
 def _of_transformers(source: str) -> tuple[Any, bool]:
     """A tokenizer of transformers, and whether open_clip canonicalises captions before it; ``None`` for a file."""
     if source.startswith("open_clip:"):
-        import open_clip
+        from siglightning.models.open_clip_tokenizers import open_clip_tokenizer
 
-        from siglightning.models.open_clip_towers import resolve_model_name
-
-        wrapper: Any = open_clip.get_tokenizer(resolve_model_name(source.partition(":")[2]))
+        wrapper = open_clip_tokenizer(source.partition(":")[2])
         return wrapper.tokenizer, wrapper.clean_fn.__name__ == "_clean_canonicalize"
     if Path(source).is_file():
         return None, False
-    from transformers import AutoTokenizer
-
-    return AutoTokenizer.from_pretrained(source.removeprefix("hf:"), trust_remote_code=False), False
+    return open_hugging_face(source.removeprefix("hf:")), False
 
 
 def _clean(canonicalize: bool) -> list[normalizers.Normalizer]:

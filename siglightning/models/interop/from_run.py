@@ -6,12 +6,14 @@ from typing import Any
 
 import yaml
 
+from siglightning.models.foreign import refusing
 from siglightning.models.interop.checkpoint import Checkpoint, Origin, Preparation
 from siglightning.models.towers import TowerConfig
 from siglightning.models.two_tower import TwoTower
 
 _PREFIX = "network."
 _TOWERS = ("image_tower", "text_tower")
+_OBJECTS = ("lora", "saliency")  # arguments of TwoTower that are no plain values
 _NOT_OF_THE_WEIGHTS = ("freeze_image", "freeze_text", "micro_batch_size")  # how that run trained
 
 
@@ -37,8 +39,10 @@ def from_run(path: Path, config: Path | None = None) -> Checkpoint:
 
     file = path if path.is_file() else find_checkpoint(path)
     directory = file.parent.parent if file.parent.name == "checkpoints" else file.parent
-    content = _read_config(config or directory / "config.yaml", file)
-    arguments, preparation = _described(content, file)
+    described = config or directory / "config.yaml"
+    with refusing(described):
+        content = _read_config(described, file)
+        arguments, preparation = _described(content, file)
     saved = read_weights(file)
     weights = {n.removeprefix(_PREFIX): value for n, value in saved["state_dict"].items() if n.startswith(_PREFIX)}
     origin = Origin(directory, content, int(saved.get("global_step", 0)))
@@ -97,6 +101,8 @@ def _parsed(arguments: dict[str, Any]) -> dict[str, Any]:
     """Plain values as the objects that TwoTower takes, by its own annotations."""
     from jsonargparse import ArgumentError, ArgumentParser
 
+    for name, value in arguments.items():
+        _require_ours(name, value)
     parser = ArgumentParser(exit_on_error=False)
     parser.add_class_arguments(TwoTower, skip={*_TOWERS})
     try:
@@ -105,6 +111,13 @@ def _parsed(arguments: dict[str, Any]) -> dict[str, Any]:
         reason = " ".join(str(error).split())
         raise ValueError(f"These are no arguments of TwoTower: {reason[:300]}") from error
     return {name: getattr(parsed, name) for name in arguments}
+
+
+def _require_ours(name: str, value: Any) -> None:
+    """Refuse the name of somebody else's class, which jsonargparse would import to see what it is."""
+    named = value.get("class_path") if isinstance(value, Mapping) else value if name in _OBJECTS else None
+    if named is not None and not str(named).startswith("siglightning."):
+        raise ValueError(f"`{name}` names the class {named!r}, and code from a checkpoint is never run.")
 
 
 def _tower(tower: Any) -> TowerConfig:
