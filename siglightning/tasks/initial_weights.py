@@ -18,6 +18,7 @@ from lightning.pytorch import LightningModule
 from torch import Tensor
 
 from siglightning.models import ImageEncoder, TwoTower
+from siglightning.models.foreign import refusing
 from siglightning.models.interop import open_checkpoint, require_source
 from siglightning.models.interop.from_run import is_run
 from siglightning.models.lora import is_adapter
@@ -121,6 +122,11 @@ def begin_from(task: LightningModule, path: str | Path) -> InitialWeights:
             sizes of patches where those differ.
         DamagedCheckpointError: the file is damaged or holds more than data.
     """
+    with refusing(path):
+        return _begin(task, path)
+
+
+def _begin(task: LightningModule, path: str | Path) -> InitialWeights:
     network = getattr(task, "network", None)
     begun, source, class_names = _read(path, network)
     checkpoint = begun.checkpoint

@@ -9,8 +9,10 @@ from lightning.pytorch import LightningModule
 
 from siglightning.batch import Resizing
 from siglightning.models import TwoTower
+from siglightning.models.foreign import refusing
 from siglightning.models.interop import open_checkpoint
 from siglightning.models.interop.checkpoint import Checkpoint, Kind
+from siglightning.models.interop.loading import require_tokenizer
 from siglightning.models.token_record import TokenRecord
 from siglightning.models.towers import ImageTower, TowerConfig, build_image_tower
 from siglightning.tasks.initial_weights import InitialWeights
@@ -99,34 +101,26 @@ def describe(checkpoint: Checkpoint) -> Described:
     """What a checkpoint tells of its inputs, in whatever library it was made.
 
     Its network is built once more as its own files describe it, without numbers where the library can, and asked.
+
+    Raises:
+        ValueError: its files describe none.
     """
+    with refusing(checkpoint.source):
+        return _described(checkpoint)
+
+
+def _described(checkpoint: Checkpoint) -> Described:
     arguments = checkpoint.arguments
     towers = [TowerConfig.of(arguments[name]) for name in PARTS]
     moves = any(tower.scheme == "open_clip" for tower in towers)  # what it built, which cannot be without numbers
     with torch.device("cpu" if moves else "meta"):
         image = Preparation.of(build_image_tower(towers[0], arguments.get("image_size")))
-        why = _no_tokenizer(checkpoint)
-        if why:
-            return Described(None, image, why)
         try:
+            require_tokenizer(checkpoint, {})
             network = TwoTower(**arguments)
         except (ValueError, RuntimeError) as error:  # mostly a tokenizer that cannot be had from here
             return Described(None, image, sentence(error))
     return Described(TokenRecord.of(network.tokenizer), image)
-
-
-def _no_tokenizer(checkpoint: Checkpoint) -> str:
-    """Why a checkpoint has no tokenizer, where that can be told without asking for it; empty where it may have one.
-
-    transformers makes up an empty one for a folder without its files.
-    """
-    folder = checkpoint.path
-    if checkpoint.kind == "big_vision" and "tokenizer" not in checkpoint.arguments:
-        return "such a file holds none, and its vocabulary is none of the published ones"
-    if checkpoint.kind == "transformers" and folder is not None:
-        names = ("tokenizer.json", "tokenizer_config.json", "*.model", "vocab.*")
-        return "" if any(any(folder.glob(name)) for name in names) else "its folder holds none"
-    return ""
 
 
 def of_begun(task: LightningModule, source: str | Path, begun: InitialWeights, pretrained: frozenset[str]) -> Origin:

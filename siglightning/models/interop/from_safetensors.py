@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 
 from siglightning.batch import Resizing
+from siglightning.models.foreign import refusing
 from siglightning.models.interop.checkpoint import Checkpoint, Preparation
 from siglightning.models.interop.files import read_tensors
 from siglightning.models.interop.from_run import arguments_of
@@ -32,22 +33,17 @@ def from_safetensors(folder: Path) -> Checkpoint:
     Raises:
         ValueError: a configuration that is none, or weights that are missing or damaged.
     """
-    try:
+    with refusing(folder / CONFIG):
         content = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
         given = dict(content["network"])
         preparation = Preparation(tuple(content["mean"]), tuple(content["std"]), Resizing(**content["resizing"]))
         for name in TOWERS:
             given[name] = given[name] | {"name": _within(given[name]["name"], folder)}
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ValueError(
-            f"Expected a folder as `siglightning export --format safetensors` writes it, got {str(folder)!r}, whose "
-            f"{CONFIG} is damaged ({type(error).__name__}: {error})."
-        ) from error
-    if given.get("tokenizer"):
-        given["tokenizer"] = _within(str(given["tokenizer"]), folder)
+        if given.get("tokenizer"):
+            given["tokenizer"] = _within(str(given["tokenizer"]), folder)
+        arguments = arguments_of(given)
     file = folder / WEIGHTS
-    weights, arguments = read_tensors(file), arguments_of(given)
-    return Checkpoint(str(folder), "safetensors", arguments, weights, folder, (file,), preparation)
+    return Checkpoint(str(folder), "safetensors", arguments, read_tensors(file), folder, (file,), preparation)
 
 
 def _within(name: str, folder: Path) -> str:

@@ -4,8 +4,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
 from torch import Tensor
 
+from siglightning.models.foreign import refusing
 from siglightning.models.interop.checkpoint import Checkpoint, Kind
 from siglightning.models.interop.source import open_checkpoint
 from siglightning.models.lora import Lora, is_adapter
@@ -92,16 +94,23 @@ def build(checkpoint: Checkpoint, given: Mapping[str, Any]) -> tuple[TwoTower, l
     Raises:
         ValueError: the tokenizer is not known, or the checkpoint does not fit the network that it describes.
     """
-    _require_tokenizer(checkpoint, given)
-    try:
+    with refusing(checkpoint.source):
+        require_tokenizer(checkpoint, given)
         network = TwoTower(**(checkpoint.arguments | dict(given)))
-    except TypeError as error:  # of a tower's own constructor, whose arguments came from a file
-        raise ValueError(f"{checkpoint.source} describes no network that can be built: {error}.") from error
-    if checkpoint.preparation is not None:
-        tower, own = network.image_tower, checkpoint.preparation
-        tower.mean, tower.std, tower.resizing = own.mean, own.std, own.resizing
-        network.resizing = own.resizing
-    return network, load_into(network, checkpoint)
+        if checkpoint.preparation is not None:
+            tower, own = network.image_tower, checkpoint.preparation
+            tower.mean, tower.std, tower.resizing = own.mean, own.std, own.resizing
+            network.resizing = own.resizing
+        _require_colours(network)
+        return network, load_into(network, checkpoint)
+
+
+def _require_colours(network: TwoTower) -> None:
+    """Refuse a mean and deviation that no picture can be normalised with; libraries read anything there."""
+    mean, std = network.image_tower.mean, network.image_tower.std
+    numbers = torch.tensor([mean, std])  # refuses what is no number
+    if numbers.shape != (2, 3) or not numbers.isfinite().all() or (numbers[1] <= 0).any():
+        raise ValueError(f"Pictures would be normalised with mean {mean} and deviation {std}; expected three of each.")
 
 
 def load_into(network: TwoTower, checkpoint: Checkpoint) -> list[str]:
@@ -139,7 +148,12 @@ def _adapted(model: Mapping[str, Tensor], weights: Mapping[str, Tensor]) -> dict
     return {name if name in model else renamed.get(name, name): tensor for name, tensor in weights.items()}
 
 
-def _require_tokenizer(checkpoint: Checkpoint, given: Mapping[str, Any]) -> None:
+def require_tokenizer(checkpoint: Checkpoint, given: Mapping[str, Any]) -> None:
+    """Refuse a checkpoint that neither holds nor names its tokenizer, before one is asked for on a hub.
+
+    Raises:
+        ValueError: it is of big_vision, with a vocabulary that nobody published, and none is given.
+    """
     if checkpoint.kind == "big_vision" and not {"tokenizer"} & {*checkpoint.arguments, *given}:
         raise ValueError(
             f"{checkpoint.source} does not hold its tokenizer, and its vocabulary is none of the published ones: give "

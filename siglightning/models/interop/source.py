@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import get_args
 
+from siglightning.models.foreign import refusing
 from siglightning.models.interop.checkpoint import Checkpoint, Kind
 from siglightning.models.interop.files import archived_names, read_tensors
 from siglightning.models.interop.from_run import from_run, is_run
@@ -34,7 +35,11 @@ def open_checkpoint(
     """
     if kind is not None and kind not in get_args(Kind):
         raise unknown_name("kind of checkpoint", kind, get_args(Kind))
-    text = str(source)
+    with refusing(source):
+        return _open(str(source), kind, architecture, config)
+
+
+def _open(text: str, kind: Kind | None, architecture: str | None, config: str | Path | None) -> Checkpoint:
     scheme, _, rest = text.partition(":")
     named = _SCHEMES.get(scheme) if rest else None
     if named is not None and kind in (None, named):
