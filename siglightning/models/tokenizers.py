@@ -18,11 +18,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from siglightning.models.foreign import first_words, no_foreign_code
+from siglightning.models.foreign import first_words, no_foreign_code, refusing
 
 SCHEMES = ("clip", "sentencepiece:", "hf:", "open_clip:")
-# One of these lies in a folder that has a tokenizer; transformers makes an empty one up where none does.
-_TOKENIZER_FILES = ("tokenizer*.json", "vocab*", "merges.txt", "*.model")
+# Of like words and letters, so that a vocabulary which knows none of them gives both the same ids.
+_ALIKE = ("a red cat", "a big dog")
+_OWN_WORDS = 64  # that a vocabulary is asked for
 CACHED_CAPTIONS = 2**15  # some 10 MB a process; captions come back every epoch, and cleaning them costs 0.1 ms each
 _NO_PUNCTUATION = str.maketrans("", "", string.punctuation)
 
@@ -170,8 +171,33 @@ def open_vocabulary(source: str) -> Vocabulary:
     """Open a source of token ids by its name (see :class:`Tokenizer`).
 
     Raises:
-        ValueError: no such source, with the nearest right name or the remedy.
+        ValueError: no such source, with the nearest right name or the remedy; or one that knows no words.
     """
+    with refusing(source):
+        vocabulary = _open(source)
+        knows_words = _knows_words(vocabulary)
+    if not knows_words:
+        raise ValueError(
+            f"{source!r} has no tokenizer (tokenizer.json, vocab.json or a SentencePiece .model) that knows words: all "
+            "captions get the same ids. Save it there with the tokenizer's save_pretrained, or give `tokenizer` (on "
+            "the command line --tokenizer)."
+        )
+    return vocabulary
+
+
+def _knows_words(vocabulary: Vocabulary) -> bool:
+    """Whether captions get ids of their own: two of English, or else its own words, in whatever language those are.
+
+    Where files are missing, transformers makes up a vocabulary of a few special tokens, which stand for no text.
+    """
+    if len({tuple(vocabulary.encode(caption)) for caption in _ALIKE}) > 1:
+        return True
+    step = -(-vocabulary.vocab_size // _OWN_WORDS) or 1
+    own = {vocabulary.decode([i]) for i in range(0, vocabulary.vocab_size, step)}
+    return len({tuple(vocabulary.encode(word)) for word in own}) > 1
+
+
+def _open(source: str) -> Vocabulary:
     if source == "clip":
         return _clip_vocabulary()
     scheme, _, rest = source.partition(":")
@@ -250,7 +276,8 @@ def _tokenizers_vocabulary(path: Path) -> Vocabulary:
     fast.no_truncation()
     special = {i for i, token in fast.get_added_tokens_decoder().items() if token.special}
     eos = _closing_special_token(fast.encode("a").ids, special)
-    return Vocabulary(lambda text: list(fast.encode(text).ids), fast.decode, fast.get_vocab_size(), pad, eos)
+    size = max(fast.get_vocab_size(), *(i + 1 for i in fast.get_vocab().values()), pad + 1)
+    return Vocabulary(lambda text: list(fast.encode(text).ids), fast.decode, size, pad, eos)
 
 
 def _first_known(fast: Any, names: Sequence[str]) -> int:
@@ -274,12 +301,6 @@ def open_hugging_face(name: str) -> Any:
     """
     from transformers import AutoTokenizer
 
-    folder = Path(name)
-    if folder.is_dir() and not any(file for pattern in _TOKENIZER_FILES for file in folder.glob(pattern)):
-        raise ValueError(
-            f"The folder {name!r} has no tokenizer (tokenizer.json, vocab.json or a SentencePiece .model). Save it "
-            "there with the tokenizer's save_pretrained, or give `tokenizer` (on the command line --tokenizer)."
-        )
     try:
         with no_foreign_code():
             return AutoTokenizer.from_pretrained(name, trust_remote_code=False)
@@ -301,7 +322,9 @@ def _wrap_hugging_face(tokenizer: Any, clean: Callable[[str], str] | None) -> Vo
     def decode(ids: list[int]) -> str:
         return str(tokenizer.decode(ids, skip_special_tokens=True))
 
-    return Vocabulary(encode, decode, len(tokenizer), pad, eos)
+    # Ids need not be consecutive: a damaged file may have one that no embedding table reaches.
+    highest = max(tokenizer.get_vocab().values(), default=-1)
+    return Vocabulary(encode, decode, max(len(tokenizer), highest + 1), pad, eos)
 
 
 def _open_clip_vocabulary(name: str) -> Vocabulary:

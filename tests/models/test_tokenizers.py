@@ -141,12 +141,27 @@ def test_wrong_sources_are_refused_in_one_line(tmp_path):
         assert "\n" not in str(caught.value)
 
 
-def test_a_folder_without_a_tokenizer_gets_none_made_up(tmp_path):
-    """Of CLIP's config alone, transformers makes a vocabulary of two ids."""
-    transformers.CLIPConfig().save_pretrained(tmp_path)
-    assert len(transformers.AutoTokenizer.from_pretrained(tmp_path)) < 10
+@pytest.mark.parametrize("kind", ["clip", "bert", "t5", "roberta", "siglip2"])
+@pytest.mark.parametrize("name", ["config.json", "tokenizer_config.json", "vocab_notes.txt"])
+def test_a_folder_without_a_tokenizer_gets_none_made_up(tmp_path, kind, name):
+    """Of a config alone, transformers makes a vocabulary of a few special tokens, whatever the other files are."""
+    (tmp_path / "config.json").write_text(f'{{"model_type": "{kind}"}}')
+    if name != "config.json":
+        (tmp_path / name).write_text("{}")
+    assert len(transformers.AutoTokenizer.from_pretrained(tmp_path)) < 110
     with pytest.raises(ValueError, match=r"has no tokenizer .* or give `tokenizer`"):
         Tokenizer(str(tmp_path))
+
+
+def test_a_vocabulary_is_as_large_as_its_highest_id(tmp_path):
+    """Else an id would lie beyond the table of embeddings, which the sizes alone do not show."""
+    fast = FastTokenizer(models.WordLevel({"zwei": 0, "hunde": 999, "[UNK]": 3}, "[UNK]"))
+    fast.pre_tokenizer = pre_tokenizers.Whitespace()
+    fast.save(str(tmp_path / "sparse.json"))
+    assert Tokenizer(str(tmp_path / "sparse.json")).vocab_size == 1000
+    fast = transformers.PreTrainedTokenizerFast(tokenizer_file=str(tmp_path / "sparse.json"), unk_token="[UNK]")
+    fast.save_pretrained(tmp_path / "folder")
+    assert Tokenizer(str(tmp_path / "folder")).vocab_size == 1000
 
 
 def test_unreachable_hub_says_to_give_a_path(monkeypatch):
