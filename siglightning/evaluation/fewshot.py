@@ -13,10 +13,12 @@ from torch import Tensor
 from torch.nn.functional import one_hot, pad
 
 from siglightning.evaluation.bootstrap import MetricValue, mean_with_interval
-from siglightning.evaluation.targets import require_labelled
+from siglightning.evaluation.targets import require_finite, require_labelled
+from siglightning.evaluation.zeroshot import zeroshot_ranks
 
 _CONSTANT = 100.0  # of the feature that stands for a bias
 _LEAST_STD = 1e-5  # is added to every standard deviation: a feature that never varies becomes 0
+_TIE = 1e-9  # scores this close are ties: of features all alike those of the classes differ by rounding, up to 5e-14
 SHOTS = (1, 5, 10, 25)
 
 
@@ -52,9 +54,10 @@ def fit_ridge(features: Tensor, labels: Tensor, num_classes: int, l2_reg: float 
         The classifier.
 
     Raises:
-        ValueError: shapes, labels or penalty do not fit.
+        ValueError: shapes, labels or penalty do not fit, or features are not finite.
     """
     _check(features, labels, num_classes, l2_reg)
+    require_finite(features)
     x = features.detach().double().cpu()
     mean, std = x.mean(0), x.std(0, correction=0) + _LEAST_STD
     x = _standardised(x, mean, std)
@@ -80,7 +83,8 @@ def few_shot_accuracy(
     """Test accuracy after so many pictures of each class, mean over draws of these pictures.
 
     A test picture counts with the share of draws that get it right, so that the bootstrap over pictures is one over
-    independent samples. Different numbers of shots see nested draws.
+    independent samples. Different numbers of shots see nested draws. Ties and scores that are not numbers count against
+    the classifier, as in :func:`zeroshot_ranks`.
 
     Args:
         train_features: ``[N, d]``, to draw from.
@@ -98,16 +102,17 @@ def few_shot_accuracy(
         ``fewshot@1``, ``fewshot@5`` ... with chance 1 / C and 95 % intervals.
 
     Raises:
-        ValueError: a class has too few pictures, or shapes and labels do not fit.
+        ValueError: a class has too few pictures, shapes and labels do not fit, or training features are not finite.
     """
     _check(test_features, test_labels, num_classes, l2_reg)
+    require_finite(train_features)  # all of them, lest the draw decide
     found = {}
     for count in shots:
         right = torch.zeros(len(test_labels), dtype=torch.float64)
         for draw in range(num_draws):
             rows = few_rows(train_labels, count, num_classes, seed=seed + draw)
             classifier = fit_ridge(train_features[rows], train_labels[rows], num_classes, l2_reg)
-            right += classifier.logits(test_features).argmax(1) == test_labels.cpu()
+            right += zeroshot_ranks(classifier.logits(test_features), test_labels.cpu(), _TIE) == 1
         values = (right / num_draws)[:, None]
         found[f"fewshot@{count}"] = mean_with_interval(values, [1 / num_classes], num_resamples=num_resamples)[0]
     return found

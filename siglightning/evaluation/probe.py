@@ -13,7 +13,8 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from siglightning.evaluation.bootstrap import MetricValue, mean_with_interval
-from siglightning.evaluation.targets import require_labelled
+from siglightning.evaluation.targets import require_finite, require_labelled
+from siglightning.evaluation.zeroshot import zeroshot_ranks
 
 L2_REGS = tuple(10.0**exponent for exponent in range(-6, 3))
 _LEAST_STD = 1e-5  # is added to every standard deviation: a feature that never varies becomes 0
@@ -59,16 +60,20 @@ class LinearProbe:
     ) -> dict[str, MetricValue]:
         """``probe_acc`` and, with more than five classes, ``probe_acc@5``, with chance and 95 % bootstrap intervals.
 
+        Ties and scores that are not numbers count against the probe, as in :func:`zeroshot_ranks`.
+
         Args:
             features: ``[N, d]`` of pictures that neither trained nor chose.
             labels: int64 ``[N]``.
             num_resamples: of the bootstrap over pictures.
             seed: of the draws.
+
+        Raises:
+            ValueError: a label without a class.
         """
         logits, classes = self.classifier.logits(features).cpu(), len(self.classifier.bias)
         cutoffs = {"probe_acc": 1} | ({"probe_acc@5": 5} if classes > 5 else {})
-        own = logits.gather(1, labels.cpu()[:, None])
-        ranks = (logits >= own).sum(1)  # of equal scores the label comes last
+        ranks = zeroshot_ranks(logits, labels.cpu())
         hits = torch.stack([ranks <= k for k in cutoffs.values()], dim=1)
         chances = [k / classes for k in cutoffs.values()]
         values = mean_with_interval(hits, chances, num_resamples=num_resamples, seed=seed)
@@ -100,9 +105,10 @@ def fit_logistic(
         tolerance: the largest part of the gradient at which it stops.
 
     Raises:
-        ValueError: shapes, labels or penalty do not fit.
+        ValueError: shapes, labels or penalty do not fit, or features are not finite.
     """
     require_labelled(features, labels, num_classes)
+    require_finite(features)
     if not l2_reg > 0:
         raise ValueError(f"The penalty l2_reg must be above 0, got {l2_reg}. Use for instance 1e-3.")
     with torch.inference_mode(False), torch.enable_grad():  # evaluation runs without gradients, in inference mode
@@ -134,17 +140,18 @@ def linear_probe(
         l2_regs: penalties to try.
 
     Raises:
-        ValueError: no penalties, or shapes, labels or penalties that do not fit.
+        ValueError: no penalties, shapes, labels or penalties that do not fit, or features that are not finite.
     """
     if not l2_regs:
         raise ValueError("A linear probe needs at least one penalty to try, got none. Use l2_regs=[1e-3].")
     require_labelled(val_features, val_labels, num_classes)
+    require_finite(val_features)  # before the first fit: the last one takes them, too
     accuracies: dict[float, float] = {}
     found: LogisticClassifier | None = None
     for l2_reg in sorted(l2_regs, reverse=True):  # from the nearly flat to the steep one: each starts near its minimum
         found = fit_logistic(train_features, train_labels, num_classes, l2_reg, start=found, tolerance=1e-5)
-        right = found.logits(val_features).argmax(1) == val_labels.to(val_features.device)
-        accuracies[l2_reg] = right.double().mean().item()
+        ranks = zeroshot_ranks(found.logits(val_features), val_labels.to(val_features.device))
+        accuracies[l2_reg] = (ranks == 1).double().mean().item()
     best = max(accuracies, key=lambda l2_reg: accuracies[l2_reg])
     features = torch.cat([train_features, val_features])
     whole = fit_logistic(features, torch.cat([train_labels, val_labels]), num_classes, best)

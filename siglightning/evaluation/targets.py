@@ -26,6 +26,20 @@ def require_labelled(features: Tensor, labels: Tensor, num_classes: int) -> None
         )
 
 
+def require_finite(features: Tensor) -> None:
+    """Refuse to learn from features ``[N, d]`` of which some are NaN or infinite: one row spoils every weight.
+
+    Raises:
+        ValueError: some are.
+    """
+    broken = ~features.isfinite().all(1)
+    if broken.any():
+        raise ValueError(
+            f"Expected finite features to learn from, got NaN or infinity in {int(broken.sum())} of {len(features)} "
+            f"rows, first in row {int(broken.nonzero()[0])}. Check the network's weights, or its precision."
+        )
+
+
 def multi_hot(labels: Tensor, num_classes: int) -> Tensor:
     """Labels as zeros and ones, one column a class.
 

@@ -123,3 +123,27 @@ def test_what_does_not_fit_is_refused(pictures, change, message):
 def test_too_few_pictures_are_refused(pictures):
     with pytest.raises(ValueError, match="at least 100 pictures of every class, got 60 of class 0"):
         few_rows(pictures[1], 100, 4)
+
+
+def test_nan_never_helps_and_ties_count_against(pictures):
+    features, labels = pictures
+    whole = few_shot_accuracy(features, labels, features, labels, 4, shots=[60], num_draws=1)["fewshot@60"].value
+    right = fit_ridge(features, labels, 4).logits(features).argmax(1) == labels
+    assert whole == right.double().mean().item()
+    broken = features.clone()
+    broken[::3, 5] = torch.nan
+    found = few_shot_accuracy(features, labels, broken, labels, 4, shots=[60], num_draws=1)["fewshot@60"]
+    assert found.value == (right & (torch.arange(240) % 3 > 0)).double().mean().item() < whole
+    same = features[:1].expand(240, -1)  # scores of classes in equal numbers differ by rounding alone
+    for found in few_shot_accuracy(same, labels, features, labels, 4, shots=[1, 5, 60]).values():
+        assert found.value == 0.0
+
+
+def test_features_that_are_not_finite_are_not_learnt_from(pictures):
+    features, labels = pictures
+    broken = features.clone()
+    broken[7, 3] = torch.nan
+    with pytest.raises(ValueError, match=r"finite features .* 1 of 240 rows, first in row 7. Check the network"):
+        few_shot_accuracy(broken, labels, features, labels, 4, shots=[1])
+    with pytest.raises(ValueError, match="finite features"):
+        fit_ridge(broken, labels, 4)

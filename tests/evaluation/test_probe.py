@@ -1,12 +1,14 @@
 """The linear probe against scikit-learn, on features of real pictures."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 from sklearn.linear_model import LogisticRegression
 
 from siglightning.data import PictogramArchive
-from siglightning.evaluation.probe import fit_logistic, held_out_rows, linear_probe
+from siglightning.evaluation.probe import LinearProbe, fit_logistic, held_out_rows, linear_probe
 
 
 @pytest.fixture(scope="module")
@@ -109,3 +111,38 @@ def test_what_does_not_fit_is_refused(pictures, change, message):
         fit_logistic(**{"features": features, "labels": labels, "num_classes": 4, "l2_reg": 1.0, **change})
     with pytest.raises(ValueError, match="at least one penalty"):
         linear_probe(features, labels, features, labels, 4, l2_regs=[])
+
+
+@pytest.mark.parametrize("classes", [4, 6])  # of six classes the first five are counted, too
+def test_nan_never_helps_and_ties_count_against(pictures, classes):
+    features, labels = pictures
+    probe = LinearProbe(fit_logistic(features, labels, classes, 1e-2), 1e-2, {})
+    whole = probe.metrics(features, labels, num_resamples=10)["probe_acc"].value
+    right = probe.classifier.logits(features).argmax(1) == labels
+    broken = features.clone()
+    broken[::3, 5] = torch.nan
+    left = (right & (torch.arange(240) % 3 > 0)).double().mean().item()
+    assert 0 < left < whole
+    assert probe.metrics(broken, labels, num_resamples=10)["probe_acc"].value == left
+    weight = torch.zeros_like(probe.classifier.weight)
+    blind = LinearProbe(replace(probe.classifier, weight=weight, bias=weight[0]), 1e-2, {})  # every score is 0
+    for bad, of in ((torch.full_like(features, torch.nan), probe), (features, blind)):
+        assert {metric.value for metric in of.metrics(bad, labels, num_resamples=10).values()} == {0.0}
+
+
+def test_a_penalty_whose_scores_are_ties_is_not_chosen(pictures):
+    """Features all alike in training tell nothing of classes in equal numbers: accuracy 0, not that of class 0."""
+    features, labels = pictures
+    same = features[:1].expand(240, -1)
+    assert linear_probe(same, labels, same, labels, 4, l2_regs=[1.0]).accuracies == {1.0: 0.0}
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+@pytest.mark.parametrize("where", ["train", "val"])
+def test_features_that_are_not_finite_are_not_learnt_from(pictures, where, value):
+    features, labels = pictures
+    broken = features.clone()
+    broken[7, 3] = value
+    sets = (broken, features) if where == "train" else (features, broken)
+    with pytest.raises(ValueError, match=r"finite features .* 1 of 240 rows, first in row 7. Check the network"):
+        linear_probe(sets[0], labels, sets[1], labels, 4, l2_regs=[1.0])
