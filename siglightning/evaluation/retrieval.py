@@ -10,7 +10,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from siglightning.evaluation.bootstrap import MetricValue, mean_with_interval
-from siglightning.evaluation.tiles import PairTiles, row_norms
+from siglightning.evaluation.tiles import PairTiles, require_integer_ids, row_norms
 
 RECALL_CUTOFFS = (1, 5, 10)
 
@@ -39,7 +39,8 @@ def retrieval_ranks(
         int64 ``[Q]``, 1 is best.
 
     Raises:
-        ValueError: shapes that do not belong together, or a query without a right answer in the gallery.
+        ValueError: shapes that do not belong together, ids that are no integers, or a query without a right answer in
+            the gallery.
     """
     tiles = PairTiles(queries, gallery, query_ids, gallery_ids, chunk_size)
     _num_matches(query_ids, gallery_ids)  # raises for a query that nothing can answer
@@ -234,6 +235,7 @@ def _num_matches(query_ids: Tensor, gallery_ids: Tensor) -> Tensor:
     """Number of right answers of each query, int64 ``[Q]``; raises when one has none."""
     if len(gallery_ids) == 0:
         raise ValueError("Retrieval needs a gallery of at least one row, got none. Check that the test set has rows.")
+    require_integer_ids(query_ids, gallery_ids)
     known: Tensor
     counts: Tensor
     known, counts = torch.unique(gallery_ids, return_counts=True)

@@ -79,7 +79,7 @@ class PairTiles:
         group: processes that all hold the same embeddings and share the tiles among them; ``None`` for a single one.
 
     Raises:
-        ValueError: shapes that do not belong together, no rows, or a tile without any.
+        ValueError: shapes that do not belong together, ids that are no integers, no rows, or a tile without any.
     """
 
     def __init__(
@@ -170,6 +170,7 @@ def _check_shapes(rows: Tensor, columns: Tensor, row_ids: Tensor, column_ids: Te
             f"Expected one id for each of {len(rows)} queries and {len(columns)} gallery rows, got "
             f"{list(row_ids.shape)} and {list(column_ids.shape)}. Gather ids along with embeddings."
         )
+    require_integer_ids(row_ids, column_ids)
     if len(rows) == 0 or len(columns) == 0:
         raise ValueError(
             f"Expected at least one query and a gallery of at least one row, got {len(rows)} and {len(columns)}. Check "
@@ -177,6 +178,24 @@ def _check_shapes(rows: Tensor, columns: Tensor, row_ids: Tensor, column_ids: Te
         )
     if side is not None and side < 1:
         raise ValueError(f"chunk_size must be at least 1, got {side}. Leave it out, or use 1024.")
+
+
+def require_integer_ids(row_ids: Tensor, column_ids: Tensor) -> None:
+    """Refuse ids that are no whole numbers.
+
+    Raises:
+        ValueError: another type.
+    """
+    if not (holds_integers(row_ids) and holds_integers(column_ids)):
+        raise ValueError(
+            f"Expected integer ids, of which equal ones match, got {row_ids.dtype} and {column_ids.dtype}. Number what "
+            "belongs together, or convert the ids by `.long()`."
+        )
+
+
+def holds_integers(values: Tensor) -> bool:
+    """Whether values are of an integer type; bool is none."""
+    return not (values.is_floating_point() or values.is_complex() or values.dtype == torch.bool)
 
 
 def row_norms(rows: Tensor) -> Tensor:

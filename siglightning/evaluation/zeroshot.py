@@ -6,11 +6,12 @@ from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
-from torch.nn.functional import normalize, one_hot
+from torch.nn.functional import normalize
 
 from siglightning.evaluation.bootstrap import MetricValue, counts_interval, mean_with_interval
 from siglightning.evaluation.classification import Predictions
 from siglightning.evaluation.prompts import DEFAULT_TEMPLATES, fill_templates
+from siglightning.evaluation.tiles import holds_integers
 
 _TIE_IN_EPS = 4.0  # scores this close are ties: see `siglightning.evaluation.retrieval`
 
@@ -158,7 +159,7 @@ def metrics_of_ranks(
     values = mean_with_interval(hits, chances, num_resamples=num_resamples, seed=seed)
     found = dict(zip(cutoffs, values, strict=True))
     if labels.ndim == 1:
-        found["zeroshot_class_acc"] = _class_mean(ranks <= 1, labels.cpu(), num_classes, num_resamples, seed)
+        found["zeroshot_class_acc"] = _class_mean(ranks <= 1, labels.cpu().long(), num_classes, num_resamples, seed)
     return found
 
 
@@ -192,14 +193,17 @@ def _right_classes(labels: Tensor, count: int, classes: int) -> Tensor:
                 f"Expected labels [{count}] or [{count}, {classes}], got {list(labels.shape)}. Give one row a picture."
             )
         return labels > 0
-    if labels.shape != (count,):
-        raise ValueError(f"Expected labels [{count}], got {list(labels.shape)}. Give one label a picture.")
+    if labels.shape != (count,) or not holds_integers(labels):
+        raise ValueError(
+            f"Expected integer labels [{count}] or multi-hot [{count}, {classes}], got {labels.dtype} "
+            f"{list(labels.shape)}. Give one class index a picture."
+        )
     if count and not 0 <= int(labels.min()) <= int(labels.max()) < classes:
         raise ValueError(
             f"Expected labels in 0 ... {classes - 1} for {classes} classes, got "
             f"{int(labels.min())} ... {int(labels.max())}. Check that the class names are those of this test set."
         )
-    return one_hot(labels, classes).bool()
+    return labels[:, None] == torch.arange(classes, device=labels.device)
 
 
 def _chance(counts: Tensor, num_classes: int, k: int) -> float:

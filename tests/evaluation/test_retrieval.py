@@ -16,6 +16,7 @@ from siglightning.evaluation import (
     chance_recall_at_k,
     mean_rank,
     median_rank,
+    pair_calibration,
     ranks_both_ways,
     recall_at_k,
     retrieval_metrics,
@@ -110,11 +111,25 @@ def test_query_without_an_answer_is_named():
         (torch.ones(0, 3), torch.eye(3), torch.arange(0), torch.arange(3), 8, "at least one query"),
         (torch.eye(3), torch.ones(0, 3), torch.arange(3), torch.arange(0), 8, "gallery of at least one row"),
         (torch.eye(3), torch.eye(3), torch.arange(3), torch.arange(3), 0, "chunk_size must be at least 1"),
+        (torch.eye(3), torch.eye(3), torch.arange(3), torch.arange(3.0), 8, "int64 and torch.float32. Number"),
+        (torch.eye(2), torch.eye(2), torch.eye(2)[0] > 0, torch.arange(2), 8, "bool and torch.int64. Number"),
     ],
 )
 def test_misuse_is_explained(queries, gallery, query_ids, gallery_ids, chunk_size, message):
     with pytest.raises(ValueError, match=message):
         retrieval_ranks(queries, gallery, query_ids, gallery_ids, chunk_size)
+
+
+def test_ids_are_integers_for_whatever_uses_them():
+    ids = torch.arange(3.0)
+    for use in (
+        lambda: retrieval_metrics(torch.eye(3), torch.eye(3), ids, ids),
+        lambda: chance_recall_at_k(ids, ids, 1),
+        lambda: chance_mean_rank(ids, ids),
+        lambda: pair_calibration(torch.eye(3), torch.eye(3), ids, ids, 2.0, -4.0),
+    ):
+        with pytest.raises(ValueError, match=r"integer ids, .* got torch.float32 and torch.float32. Number"):
+            use()
 
 
 def test_recall_agrees_with_torchmetrics():

@@ -96,6 +96,19 @@ def test_misuse_is_explained():
         class_embeddings([], encode_letters)
     with pytest.raises(ValueError, match=r"labels in 0 ... 2 for 3 classes, got 0 ... 3"):
         zeroshot_metrics(torch.eye(4), torch.ones(3, 4), torch.arange(4))
+    for labels in (torch.arange(4.0), torch.arange(4) > 1):
+        with pytest.raises(ValueError, match=rf"integer labels \[4\] or multi-hot \[4, 3\], got {labels.dtype} \[4\]"):
+            zeroshot_metrics(torch.eye(4), torch.ones(3, 4), labels)
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int32])
+def test_labels_of_every_integer_type_are_the_same(dtype):
+    images, classes = torch.eye(200), torch.eye(200).roll(1, 0)
+    labels = torch.arange(200).roll(-1)
+    labels[:100] = 150  # wrong, and twice that is no byte
+    expected = zeroshot_metrics(images, classes, labels, num_resamples=5)
+    assert expected["zeroshot_acc"].value == 0.5
+    assert zeroshot_metrics(images, classes, labels.to(dtype), num_resamples=5) == expected
 
 
 def test_predictions_are_the_same_answers():
