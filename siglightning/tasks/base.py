@@ -25,6 +25,7 @@ from siglightning.optim import (
 )
 from siglightning.runtime.exits import NotFiniteError
 from siglightning.runtime.seeding import step_seed
+from siglightning.tasks.repeats import warn_of_untold_repeats
 
 _REMEDIES = {
     "text": "Name the column of the captions, or take data with captions or with classes.",
@@ -147,6 +148,16 @@ class BaseTask(LightningModule):
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         """Seed this step by (seed, step, rank): what is drawn does not depend on how often the run was resumed."""
         torch.manual_seed(step_seed(self.seed, self.global_step, self.global_rank))
+
+    def on_validation_batch_start(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
+        """Warn of pictures that count more than once."""
+        if batch_idx == 0:
+            warn_of_untold_repeats(self.trainer, self.trainer.val_dataloaders, batch, dataloader_idx)
+
+    def on_test_batch_start(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
+        """Likewise."""
+        if batch_idx == 0:
+            warn_of_untold_repeats(self.trainer, self.trainer.test_dataloaders, batch, dataloader_idx)
 
     def log_train(self, loss: Tensor, values: dict[str, Tensor]) -> None:
         """Log the training loss and what goes with it, at the trainer's logging interval; means over processes.

@@ -1,15 +1,21 @@
 """Sets in shares: what comes twice counts once, and any number of processes reports the same."""
 
 import math
+import os
+import warnings
 
 import pytest
 import torch
 import torch.distributed as dist
+from lightning.pytorch import Trainer
+from lightning.pytorch.utilities import rank_zero_only
 from references import unit_pairs
+from torch.utils.data import DataLoader, Dataset
 
 from siglightning.distributed.local import run_ranks
 from siglightning.evaluation import Evaluation, pair_calibration, retrieval_metrics
 from siglightning.models import TowerConfig, TwoTower
+from siglightning.tasks import ContrastiveTask
 from siglightning.tasks.embeddings import EmbeddedSet, _joined
 from siglightning.tasks.pair_evaluation import PairEvaluation, loss_of_groups
 
@@ -82,16 +88,58 @@ def evaluate(group=None, rows=None):
     return {name: (m.value, m.low, m.high, m.chance, m.count) for name, m in evaluation.metrics.items()}
 
 
+class Foreign(Dataset):
+    """Pictures with captions as other people's data sets give them: perhaps without keys."""
+
+    def __init__(self, key):
+        self.key = key
+
+    def __len__(self):
+        return COUNT
+
+    def __getitem__(self, row):
+        text = torch.tensor([row + 1] * 12)
+        image = torch.full((3, 32, 32), row, dtype=torch.uint8)
+        return {"image": image, "text": text} | ({self.key: row} if self.key else {})
+
+
+def foreign_run(key, options):
+    """What is warned of, and how many pictures count, when Lightning evaluates foreign data on all processes."""
+    os.environ |= {"LOCAL_RANK": str(dist.get_rank()), "NODE_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"}
+    rank_zero_only.rank = dist.get_rank()
+    quiet = dict.fromkeys(["logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary"], False)
+    trainer = Trainer(accelerator="cpu", devices=dist.get_world_size(), strategy="ddp", **quiet, **options)
+    task = ContrastiveTask(network())
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        trainer.test(task, DataLoader(Foreign(key), 8), verbose=False)
+    counts = [of_set.metrics["i2t_mean_rank"].count for of_set in task.evaluations.values()]
+    return [str(each.message) for each in caught if "no `id`" in str(each.message)], counts
+
+
+FOREIGN = {
+    "padded": (None, {}),
+    "padded, with keys": ("id", {}),
+    "whole": (None, {"use_distributed_sampler": False}),
+}
+
+
 def evaluate_on_this_rank():
-    return evaluate(dist.group.WORLD, share(dist.get_rank(), dist.get_world_size()))
+    found = evaluate(dist.group.WORLD, share(dist.get_rank(), dist.get_world_size()))
+    return found, {name: foreign_run(*case) for name, case in FOREIGN.items()}
 
 
 @pytest.mark.parametrize("world_size", [2, 3])
 def test_any_number_of_processes_reports_the_same(world_size):
     """Shares are of another order than the set, and some pictures come twice: neither may show."""
     one = evaluate()
-    first, *others = run_ranks(world_size, evaluate_on_this_rank, timeout_s=300.0)
-    assert others == [None] * (world_size - 1)
+    (first, foreign), *others = run_ranks(world_size, evaluate_on_this_rank, timeout_s=300.0)
+    assert [found for found, _ in others] == [None] * (world_size - 1)
+    extra = {"padded": -COUNT % world_size, "padded, with keys": 0, "whole": (world_size - 1) * COUNT}
+    for name, more in extra.items():
+        told, counts = foreign[name]
+        assert counts == [COUNT + more]
+        assert [line.split(" come")[0] for line in told] == [f"{more} pictures of evaluation set 0"] * (more > 0), name
     assert len(one) == 8 + 3
     for name, values in one.items():
         assert first[name] == pytest.approx(values, rel=1e-12, nan_ok=True), name  # sums in another order
