@@ -119,7 +119,9 @@ def test_interval_redraws_pictures_with_all_their_pairs():
     assert got.count == 20 * 43
 
 
-def test_only_tiles_and_sums_by_picture_are_ever_held():
+# 15 bins a picture are more than a tile of 64 * 64; by default a tile is 512 * 512, not ranking's 2,048.
+@pytest.mark.parametrize(("chunk_size", "held"), [(64, 600 * 15 * 8), (None, 512 * 512 * 8)])
+def test_only_tiles_and_sums_by_picture_are_ever_held(chunk_size, held):
     """600 x 3,000 logits of float64 would be 14.4 MB."""
     largest = 0
 
@@ -134,8 +136,8 @@ def test_only_tiles_and_sums_by_picture_are_ever_held():
 
     image, text = torch.randn(600, 4), torch.randn(3000, 4)
     with Largest():
-        pair_calibration(image, text, torch.arange(600), torch.arange(3000) % 600, 0.0, 0.0, chunk_size=64)
-    assert largest == 600 * 15 * 8  # 15 bins a picture; a tile is 64 * 64 * 8
+        pair_calibration(image, text, torch.arange(600), torch.arange(3000) % 600, 0.0, 0.0, chunk_size=chunk_size)
+    assert largest == held
 
 
 def test_embeddings_that_are_not_finite_are_refused():
