@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 import torch
 from examined import CHECKS, case_of, drawings, found, one, png, quiet, table_data, with_network
+from scipy.stats import binomtest
 
 from siglightning.commands.doctor import examine
 from siglightning.commands.doctor.findings import Finding, NamedCheck
-from siglightning.commands.doctor.pictures import least_share
+from siglightning.commands.doctor.pictures import Looked, _duplicates, binomial_interval, least_share
 
 WORDS = [f"a drawing of thing number {number}" for number in range(40)]
 ELSEWHERE = ("classes", "loader")  # this run's data have no labels; what the other says depends on the machine
@@ -111,7 +112,28 @@ def test_planted_duplicates_are_found_and_others_are_not(tmp_path):
     ]
     assert (tmp_path / "report-duplicates.png").stat().st_size > 10_000
     (few,) = (each for each in findings if each.level == "warning")
-    assert "1 alike (1 same pixels), so about 5.0% of the set" in few.text
+    assert "1 alike (1 same pixels), so 5.0% of the set" in few.text  # all was compared
+
+
+@pytest.mark.parametrize(("twins", "level"), [(1, "warning"), (3, "warning"), (4, "error")])
+def test_a_sample_is_an_error_where_it_leaves_no_doubt(twins, level):
+    """100 of 526 beside 500 of 5,331: one near-twin by accident is an estimate of a tenth, but no proof of it."""
+    other, train = (
+        Looked(size, range(seen), [f"{row}" for row in range(seen)]) for size, seen in ((526, 100), (5331, 500))
+    )
+    found = _duplicates("val", other, train, {row: (row, "nearly") for row in range(twins)})
+    low, high = (min(1.0, end * 5331 / 500) for end in binomtest(twins, 100).proportion_ci(0.95, "exact"))
+    assert (found.level, low >= 0.1) == (level, level == "error")
+    share = f"about {twins / 100 * 5331 / 500:.1%} (95 %: {low:.1%} to {high:.1%}) of the set is trained on"
+    assert f"100 of 526 compared with 500 of 5,331 training pictures, {twins} alike" in found.text
+    assert found.text.endswith(share)
+    assert (found.values["low"], found.values["high"]) == pytest.approx((low, high), rel=1e-7)
+
+
+@pytest.mark.parametrize(("hits", "count"), [(0, 7), (1, 100), (8, 526), (7, 7), (40, 1000), (1000, 1000)])
+def test_the_interval_of_a_share_is_the_exact_one(hits, count):
+    expected = binomtest(hits, count).proportion_ci(0.95, "exact")
+    assert binomial_interval(hits, count) == pytest.approx(tuple(expected), rel=1e-7, abs=1e-12)
 
 
 def test_a_sample_finds_a_leak_as_often_as_it_says():

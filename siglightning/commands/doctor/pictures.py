@@ -1,6 +1,7 @@
 """Pictures of the sets: which cannot be read, and which of them are in two sets."""
 
 import hashlib
+import math
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -24,7 +25,7 @@ BUDGET_S = 10.0  # seconds for each set, after which no more pictures of it are 
 SIDE = 16  # of the thumbnails that are compared
 NEAR = 0.15  # distance of thumbnails, over how much they vary, below which pictures are taken for one
 OF_TRAINING = 5  # times as many training pictures as of another set
-MANY = 0.1  # share of a test set that makes its result worthless when it was trained on
+MANY = 0.1  # share of a test set, for sure, that makes its result worthless when it was trained on
 _AT_ONCE = 32
 _BLOCK = 4096  # training pictures at a time in comparisons
 _SHOWN = 8
@@ -192,11 +193,16 @@ def _duplicates(name: str, other: Looked, train: Looked, twins: dict[int, tuple[
         text = f"{name}: {sample}, none alike; more than {min(1.0, smallest):.1%} alike would be seen (95 %)"
         return Finding("ok", text, values=values)
     told = ", ".join(f"{count} {kind}" for kind, count in counts.items() if count)
-    estimate = min(1.0, share * train.size / max(1, len(train.rows)))
-    text = f"{name}: {sample}, {len(twins)} alike ({told}), so about {estimate:.1%} of the set is trained on"
+    of_training = len(train.rows) / max(1, train.size)
+    if seen == other.size and of_training == 1:
+        low, high, estimate = share, share, f"{share:.1%}"  # no sample, nothing to guess
+    else:
+        low, high = (min(1.0, end / of_training) for end in binomial_interval(len(twins), seen))
+        estimate = f"about {min(1.0, share / of_training):.1%} (95 %: {low:.1%} to {high:.1%})"
+    text = f"{name}: {sample}, {len(twins)} alike ({told}), so {estimate} of the set is trained on"
     remedy = "Leave these pictures out of one of both sets; results on them measure memory."
-    level: Level = "error" if estimate >= MANY else "warning"
-    return Finding(level, text, remedy, _examples(other, train, twins), values)
+    level: Level = "error" if low >= MANY else "warning"
+    return Finding(level, text, remedy, _examples(other, train, twins), values | {"low": low, "high": high})
 
 
 def least_share(seen: int, of_training: float) -> float:
@@ -207,6 +213,36 @@ def least_share(seen: int, of_training: float) -> float:
     """
     missed: float = 0.05 ** (1 / max(1, seen))
     return (1 - missed) / max(of_training, 1e-12)
+
+
+def binomial_interval(hits: int, count: int, error: float = 0.05) -> tuple[float, float]:
+    """Shares that so many ``hits`` among ``count`` do not rule out: the exact interval of Clopper and Pearson (1934).
+
+    Args:
+        hits: from 0 to ``count``.
+        count: at least 1.
+        error: probability, at most, that the true share is not within.
+    """
+
+    def at_most(number: int, share: float) -> float:
+        """Probability of no more than ``number`` hits."""
+        logs = (
+            math.lgamma(count + 1) - math.lgamma(k + 1) - math.lgamma(count - k + 1)
+            + k * math.log(share) + (count - k) * math.log1p(-share)
+            for k in range(number + 1)
+        )  # fmt: skip
+        return math.fsum(map(math.exp, logs))
+
+    def share_where(number: int, probability: float) -> float:
+        """The share with that probability of no more than ``number`` hits, which falls with the share."""
+        low, high = 0.0, 1.0
+        for _ in range(50):
+            middle = (low + high) / 2
+            low, high = (middle, high) if at_most(number, middle) > probability else (low, middle)
+        return low
+
+    least = share_where(hits - 1, 1 - error / 2) if hits else 0.0
+    return least, share_where(hits, error / 2) if hits < count else 1.0
 
 
 def _examples(other: Looked, train: Looked, twins: dict[int, tuple[int, str]]) -> Sequence[str]:
