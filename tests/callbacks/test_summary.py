@@ -13,9 +13,10 @@ from lightning.pytorch.loggers import WandbLogger
 from rich.console import Console
 from torch.utils.data import DataLoader
 
-from siglightning.callbacks import SummaryTable
+from siglightning.callbacks import ClassAccuracy, RetrievalReport, SummaryTable
+from siglightning.callbacks.logged_table import csv_text
 from siglightning.callbacks.summary import as_csv, as_json, as_markdown, as_plain_text
-from siglightning.evaluation import Evaluation, MetricValue
+from siglightning.evaluation import Evaluation, MetricValue, Predictions
 
 EVALUATIONS = {
     "seen": Evaluation(
@@ -27,6 +28,8 @@ EVALUATIONS = {
     ),
     "a|b": Evaluation("a|b", {"i2t_recall@5": MetricValue(0.0, 0.015, 0.0, 0.0, 330)}),
 }
+
+LABELS = torch.tensor([0, 1, 2, 2])
 
 
 class Task(LightningModule):
@@ -103,18 +106,35 @@ def test_csv_holds_every_number_in_full():
 
 
 @pytest.mark.parametrize("verb", ["test", "validate"])
-def test_weights_and_biases_gets_the_table(tmp_path, verb):
-    """Offline, of which W&B keeps each table as a file of the run."""
+def test_weights_and_biases_gets_every_table(tmp_path, verb):
+    """Offline, of which W&B keeps each table as a file of the run: what the CSV files hold, with numbers as numbers."""
     logger = WandbLogger(save_dir=tmp_path, offline=True, project="here")
     quiet = dict.fromkeys(["enable_checkpointing", "enable_progress_bar", "enable_model_summary"], False)
-    trainer = Trainer(accelerator="cpu", default_root_dir=tmp_path, logger=logger, callbacks=[SummaryTable()], **quiet)
-    getattr(trainer, verb)(Task(), DataLoader(torch.zeros(2, 1)), verbose=False)
-    (folder,) = Path(logger.experiment.dir).glob("media/table")
+    callbacks = [SummaryTable(), ClassAccuracy(), RetrievalReport()]
+    trainer = Trainer(accelerator="cpu", default_root_dir=tmp_path, logger=logger, callbacks=callbacks, **quiet)
+    task = Task()
+    task.predictions = {"seen": Predictions(list("abcd"), torch.eye(3)[[0, 1, 1, 2]], LABELS, ["cat", "dog", "owl"])}
+    getattr(trainer, verb)(task, DataLoader(torch.zeros(2, 1)), verbose=False)
+    folder = Path(logger.experiment.dir) / "media" / "table"
     logger.experiment.finish()
-    (file,) = folder.glob(f"{verb}_*.table.json")
-    table = json.loads(file.read_text())
-    assert table["columns"] == ["set", "metric", "value", "chance", "low", "high", "count"]
-    assert table["data"][1] == ["seen", "zeroshot_acc", 0.5, None, 0.4, 0.6, 20]
+
+    names = sorted(path.relative_to(folder).parts[0].partition("_")[0] for path in folder.rglob("*.json"))
+    assert names == sorted([verb, "seen", "retrieval"])
+
+    def logged(key):
+        (file,) = folder.glob(f"{key}_*.table.json")
+        table = json.loads(file.read_text())
+        return table["columns"], table["data"]
+
+    tables = tmp_path / "tables"
+    files = {"seen/per_class": tables / "per_class_seen.csv", "retrieval": tables / "retrieval.csv"}
+    texts = {verb: as_csv(EVALUATIONS)} | {key: path.read_bytes().decode() for key, path in files.items()}
+    assert {key: csv_text(*logged(key)) for key in texts} == texts
+    assert logged(verb)[1][1] == ["seen", "zeroshot_acc", 0.5, None, 0.4, 0.6, 20]
+    counted = [row[:4] for row in logged("seen/per_class")[1]]
+    assert counted == [["cat", 1, 1, 1.0], ["dog", 1, 1, 1.0], ["owl", 2, 1, 0.5]]
+    assert logged("retrieval")[0][:3] == ["set", "t2i_recall@1", "t2i_recall@1_low"]
+    assert logged("retrieval")[1] == [["seen", 0.25, 0.2, 0.301, 0.0004]]
 
 
 def test_test_prints_table_and_paths_and_writes_files(run, tmp_path):
