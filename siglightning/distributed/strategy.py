@@ -14,11 +14,13 @@ from lightning.pytorch.strategies import DDPStrategy, StrategyRegistry
 from lightning.pytorch.strategies.launchers.subprocess_script import _SubprocessScriptLauncher
 from torch import Tensor
 from torch.distributed import PrefixStore, TCPStore  # type: ignore[attr-defined]  # public, but not re-exported
+from torch.nn.parallel import DistributedDataParallel
 from typing_extensions import override
 
 from siglightning.distributed.launcher import PatientLauncher
 from siglightning.distributed.sentinel import GRACE_S
 from siglightning.distributed.watch import RingError, is_of_transfer, naming_the_silent, report_fault, set_step
+from siglightning.runtime.signals import StoppedError
 
 NAME = "ring_ddp"
 
@@ -49,6 +51,7 @@ class RingDDPStrategy(DDPStrategy):
 
     Attributes:
         ring_group: all processes; ``None`` on a single process, and before they are connected.
+        ring_timeout: of every transfer within a step.
 
     Raises:
         ValueError: a time-out is too short.
@@ -93,7 +96,7 @@ class RingDDPStrategy(DDPStrategy):
             find_unused_parameters=find_unused_parameters,
             bucket_cap_mb=bucket_cap_mb,
         )
-        self._ring_timeout = timedelta(seconds=ring_timeout_s - GRACE_S)
+        self.ring_timeout = timedelta(seconds=ring_timeout_s - GRACE_S)
         self.ring_group: dist.ProcessGroup | None = None
 
     @override
@@ -101,9 +104,18 @@ class RingDDPStrategy(DDPStrategy):
         """Connect the processes, then give the ring its group: one collective call of all processes."""
         super().setup_environment()
         if self.world_size > 1 and self.ring_group is None:
-            group = dist.new_group(timeout=self._ring_timeout, group_desc="siglightning_ring")
+            group = dist.new_group(timeout=self.ring_timeout, group_desc="siglightning_ring")
             assert isinstance(group, dist.ProcessGroup)  # every process is a member
             self.ring_group = self._ddp_kwargs["process_group"] = group
+
+    @override
+    def configure_ddp(self) -> None:
+        """Wrap the model, and settle at once in which order its gradients are averaged; see :func:`settle_buckets`."""
+        super().configure_ddp()
+        # With `find_unused_parameters` the order never changes; a static graph is that of the first backward pass.
+        if not (self._ddp_kwargs["find_unused_parameters"] or self._ddp_kwargs["static_graph"]):
+            assert isinstance(self.model, DistributedDataParallel)
+            settle_buckets(self.model)
 
     @override
     def backward(self, closure_loss: Tensor, *args: Any, **kwargs: Any) -> Tensor:
@@ -119,7 +131,7 @@ class RingDDPStrategy(DDPStrategy):
             RingError: it stops because a transfer outside the ring failed; the message names the rank to blame.
         """
         super().on_exception(exception)
-        if isinstance(exception, RingError):
+        if isinstance(exception, RingError | StoppedError):  # the others know, or stop as well
             return
         if is_of_transfer(exception):
             with naming_the_silent(self.ring_group):
@@ -176,6 +188,23 @@ class RingDDPStrategy(DDPStrategy):
             dist.destroy_process_group(self.ring_group)
             self.ring_group = self._ddp_kwargs["process_group"] = None
         super().teardown()
+
+
+def settle_buckets(model: DistributedDataParallel) -> None:
+    """Let DDP put gradients into their final buckets before the first step; one all-reduce of zeros of their size.
+
+    By itself it does so after the first backward pass, in the order in which gradients arrived. An undisturbed run then
+    averages a step in the new order that a run resumed there averages in the first one, and from three processes on a
+    sum in another order rounds otherwise. Now the order is that of the parameters, last ones first, in every start.
+    """
+    trained = [parameter for parameter in model.module.parameters() if parameter.requires_grad]
+    with torch.enable_grad():
+        nothing = torch.stack([(parameter.flatten()[:1] * 0).sum().float() for parameter in trained]).sum()
+    model.reducer.prepare_for_backward([])
+    nothing.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
+    model.reducer._rebuild_buckets()
+    for parameter in trained:
+        parameter.grad = None
 
 
 def group_of(strategy: Any) -> dist.ProcessGroup | None:
