@@ -23,8 +23,8 @@ from siglightning.optim import (
     group_table,
     parameter_groups,
 )
-from siglightning.runtime.exits import NotFiniteError
 from siglightning.runtime.seeding import step_seed
+from siglightning.tasks.finite import FiniteGuard, samples_to_blame
 from siglightning.tasks.repeats import warn_of_untold_repeats
 
 _REMEDIES = {
@@ -83,6 +83,8 @@ class BaseTask(LightningModule):
         self.rules, self.scalar_lr_mult, self.seed = list(rules), scalar_lr_mult, seed
         self.weight_decay_convention = weight_decay_convention
         self._before_update: list[Tensor] | None = None
+        self._guard = FiniteGuard()
+        self._batch: Batch | None = None
 
     def setup(self, stage: str) -> None:
         """Apply the rules that freeze, before any strategy wraps the module."""
@@ -148,6 +150,7 @@ class BaseTask(LightningModule):
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         """Seed this step by (seed, step, rank): what is drawn does not depend on how often the run was resumed."""
         torch.manual_seed(step_seed(self.seed, self.global_step, self.global_rank))
+        self._batch = batch
 
     def on_validation_batch_start(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
         """Warn of pictures that count more than once."""
@@ -159,21 +162,47 @@ class BaseTask(LightningModule):
         if batch_idx == 0:
             warn_of_untold_repeats(self.trainer, self.trainer.test_dataloaders, batch, dataloader_idx)
 
-    def log_train(self, loss: Tensor, values: dict[str, Tensor]) -> None:
-        """Log the training loss and what goes with it, at the trainer's logging interval; means over processes.
+    def finite_rows(self, batch: Batch) -> Tensor | None:
+        """Whether each sample of a batch gives finite numbers, bool ``[B]``; ``None`` where the task cannot tell."""
+        return None
+
+    def configure_gradient_clipping(
+        self, optimizer: Optimizer, gradient_clip_val: float | None = None, gradient_clip_algorithm: str | None = None
+    ) -> None:
+        """Leave the step out where its gradients are not finite, else clip them as the trainer says.
 
         Raises:
-            NotFiniteError: the loss is NaN or infinite. Looked at only at that interval, lest the device wait.
+            NotFiniteError: see :meth:`FiniteGuard.lets_pass`.
         """
+        if self._guard.lets_pass(self, optimizer, self._samples_to_blame):
+            self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep how many steps were left out."""
+        checkpoint["skipped_steps"] = self._guard.skipped
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Go on counting the steps that were left out."""
+        self._guard.skipped = int(checkpoint.get("skipped_steps", 0))
+
+    def _samples_to_blame(self) -> list[Any]:
+        batch, modes = self._batch, [(module, module.training) for module in self.modules()]
+        if batch is None:
+            return []
+        self.eval()
+        with torch.no_grad():
+            finite = self.finite_rows(batch)
+        for module, is_training in modes:
+            module.training = is_training
+        return [] if finite is None else samples_to_blame(batch, finite)
+
+    def log_train(self, loss: Tensor, values: dict[str, Tensor]) -> None:
+        """Log the training loss and what goes with it, at the trainer's logging interval; means over processes."""
         if not self.is_logging_step:
             return
-        loss = self.trainer.strategy.reduce(loss, reduce_op="mean")  # not finite on one, and all of them stop
-        if not bool(torch.isfinite(loss)):
-            raise NotFiniteError(
-                f"The training loss is {loss.item()} at step {self.global_step}. Lower the learning rate, lengthen the "
-                "warm-up or clip gradients (`trainer.gradient_clip_val: 1.0`); the last checkpoint is from before."
-            )
+        loss = self.trainer.strategy.reduce(loss, reduce_op="mean")
         self.log("train/loss", loss, prog_bar=True, batch_size=1)
+        self.log("train/skipped_steps", float(self._guard.skipped), batch_size=1)
         self.log_dict({f"train/{name}": value for name, value in values.items()}, batch_size=1, sync_dist=True)
         self.log("train/lr", self._peak_group_lr(), batch_size=1)
 
@@ -199,6 +228,7 @@ class BaseTask(LightningModule):
         An update is all that the optimizer did to the weights in the step, decay included. A second copy of the trained
         weights is held during a logged step, and only then.
         """
+        self._batch = None
         if self._before_update is None:
             return
         changes, self._before_update = self._before_update, None

@@ -60,6 +60,10 @@ class ClassifierTask(BaseTask):
         """Pooled features ``[B, width]`` of a batch's pictures, or those that were stored."""
         return batch["image_embed"] if "image_embed" in batch else self.network.encode_features(batch["image"])
 
+    @override
+    def finite_rows(self, batch: Batch) -> Tensor:
+        return self.features(batch).isfinite().all(1)
+
     def classify(self, features: Tensor) -> Tensor:
         """Logits ``[B, C]`` of features ``[B, width]``.
 
@@ -105,6 +109,7 @@ class ClassifierTask(BaseTask):
     @override
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep the names of the classes beside the weights."""
+        super().on_save_checkpoint(checkpoint)
         checkpoint["class_names"] = list(self.class_names)
 
     @override

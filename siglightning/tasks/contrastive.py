@@ -18,7 +18,7 @@ from siglightning.losses import Negatives, sigmoid_loss, softmax_loss
 from siglightning.models import TwoTower, has_trainable_batchnorm
 from siglightning.optim import GroupRule, Schedule, WeightDecayConvention
 from siglightning.tasks.base import BaseTask, adamw
-from siglightning.tasks.embeddings import EmbeddedSet, embed_images, embed_texts
+from siglightning.tasks.embeddings import EmbeddedSet, embed_images, embed_texts, finite_pairs
 from siglightning.tasks.pair_evaluation import PairEvaluation, loss_of_groups
 from siglightning.tasks.zeroshot import SetTemplates, ZeroShot, check_templates, classes_of_sets, tell_repeated
 
@@ -200,6 +200,9 @@ class ContrastiveTask(BaseTask):
         if self.is_logging_step:
             self.log_train(loss.detach(), self._monitored(loss, image_embeds, text_embeds, match_ids))
         return loss
+
+    def finite_rows(self, batch: Batch) -> Tensor:  # noqa: D102 - of the base
+        return finite_pairs(self.network, batch)
 
     def on_validation_start(self) -> None:
         """Encode the prompts of all classes."""

@@ -27,6 +27,12 @@ def embed_texts(network: TwoTower, batch: Batch) -> Tensor:
     return network.encode_text(batch["text"])
 
 
+def finite_pairs(network: TwoTower, batch: Batch) -> Tensor:
+    """Whether picture and caption of each training pair have finite embeddings, bool ``[B]``."""
+    embeds = embed_images(network, batch), embed_texts(network, batch)
+    return embeds[0].isfinite().all(1) & embeds[1].isfinite().all(1)
+
+
 @dataclass
 class EmbeddedSet:
     """What one pass over an evaluation set leaves behind; N pictures, M captions.

@@ -44,3 +44,31 @@ class Kill(Fault):
 class Fail(Fault):
     def happen(self):
         raise KeyError("what went wrong")
+
+
+class Terminate(Callback):
+    """SIGTERM to one rank at one step, or to the launcher that is its parent; on the first attempt."""
+
+    def __init__(self, rank: int, step: int, parent: bool = False) -> None:
+        self.rank, self.step, self.parent = rank, step, parent
+
+    def on_train_batch_start(self, trainer, *_):
+        is_first = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") == "0"
+        if is_first and (trainer.global_rank, trainer.global_step) == (self.rank, self.step):
+            os.kill(os.getppid() if self.parent else os.getpid(), signal.SIGTERM)
+
+
+class NotANumber(Callback):
+    """From one step up to another, a picture of one rank holds NaN; ``rank`` -1: that step's gradients are dropped."""
+
+    def __init__(self, rank: int, first: int, last: int) -> None:
+        self.rank, self.steps = rank, range(first, last + 1)
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+        if trainer.global_rank == self.rank and trainer.global_step in self.steps:
+            batch["image"] = pl_module.network.normalise(batch["image"])
+            batch["image"][1, 0, 3, 3] = float("nan")
+
+    def on_before_optimizer_step(self, trainer, pl_module, optimizer):
+        if self.rank < 0 and trainer.global_step in self.steps:
+            optimizer.zero_grad()
