@@ -16,6 +16,7 @@ from typing_extensions import override
 
 from siglightning.runtime.differences import require_same_state
 from siglightning.runtime.files import atomic_write, file_sha256, write_text
+from siglightning.runtime.migrations import FORMAT, KEY, migrated
 
 SUFFIX = ".ckpt"
 
@@ -110,7 +111,7 @@ class AtomicCheckpointIO(CheckpointIO):
             OSError: the disk is full or not writable. The file that stood at ``path`` before is untouched.
             TypeError: the checkpoint holds objects that could only be loaded by running code.
         """
-        path = Path(path)
+        path, checkpoint = Path(path), checkpoint | {KEY: FORMAT}
         path.parent.mkdir(parents=True, exist_ok=True)
         with atomic_write(path) as file:
             hashing = _HashingFile(file)
@@ -153,13 +154,14 @@ class AtomicCheckpointIO(CheckpointIO):
         Raises:
             FileNotFoundError: there is no such file.
             DamagedCheckpointError: it is truncated, altered, or holds more than data.
+            ValueError: a later release wrote it.
         """
         path = Path(path)
         if not path.is_file():
             raise FileNotFoundError(f"There is no checkpoint {path}.")
         if sidecar_path(path).exists():
             verify(path)
-        return _load(path, map_location or "cpu")
+        return migrated(_load(path, map_location or "cpu"), path)
 
     @override
     def remove_checkpoint(self, path: str | os.PathLike[str]) -> None:
@@ -314,7 +316,7 @@ def read_weights(path: Path) -> dict[str, Any]:
     """
     if sidecar_path(path).exists():
         verify(path)
-    content = _load(path, "cpu", mmap=True)
+    content = migrated(_load(path, "cpu", mmap=True), path)
     if not isinstance(content.get("state_dict"), dict):
         raise DamagedCheckpointError(f"{path} holds no state_dict: it is not a checkpoint of a Lightning module.")
     return content

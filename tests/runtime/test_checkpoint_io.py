@@ -15,6 +15,7 @@ from siglightning.runtime.checkpoint import (
     require_same_model,
 )
 from siglightning.runtime.differences import state_differences
+from siglightning.runtime.migrations import FORMAT, KEY
 
 
 def checkpoint(step=5, resumable=True):
@@ -49,7 +50,7 @@ def test_what_is_saved_comes_back_and_nothing_else_is_left(tmp_path):
     path = save(tmp_path, 5)
     assert sorted(entry.name for entry in tmp_path.iterdir()) == [path.name, path.name + ".sha256"]
     loaded = AtomicCheckpointIO().load_checkpoint(path)
-    torch.testing.assert_close(loaded, checkpoint(5), rtol=0, atol=0)
+    torch.testing.assert_close(loaded, checkpoint(5) | {KEY: FORMAT}, rtol=0, atol=0)
     AtomicCheckpointIO().remove_checkpoint(path)
     assert list(tmp_path.iterdir()) == []
 
@@ -146,3 +147,19 @@ def test_differences_of_models_are_named(tmp_path):
     with pytest.raises(ValueError, match=r"another model: a is missing .*; and 7 more\. Use the configuration"):
         require_same_model({"a": torch.zeros(1), "b": torch.zeros(1), "c": torch.zeros(1)}, path)
     require_same_model({f"layer{index}": torch.zeros(1) for index in range(9)}, path)
+
+
+def test_files_of_earlier_releases_are_brought_up_to_date(tmp_path):
+    """Those of before there were formats have none; written by torch alone, as they were."""
+    path = tmp_path / "step-00000005.ckpt"
+    torch.save(checkpoint(5), path)
+    loaded = AtomicCheckpointIO().load_checkpoint(path)
+    assert (loaded[KEY], loaded["skipped_steps"]) == (FORMAT, 0)
+
+
+@pytest.mark.parametrize("version", [FORMAT + 1, -1, "two"])
+def test_files_of_later_releases_are_refused(tmp_path, version):
+    path = tmp_path / "step-00000005.ckpt"
+    torch.save(checkpoint(5) | {KEY: version}, path)
+    with pytest.raises(ValueError, match=f"has format {version!r}; this release reads formats 0 to {FORMAT}. Install"):
+        AtomicCheckpointIO().load_checkpoint(path)
