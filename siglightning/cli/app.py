@@ -27,9 +27,11 @@ from siglightning.cli.trainer import SigTrainer
 from siglightning.runtime.checkpoint import best_intact, newest_intact, require_resumable, require_same_model
 from siglightning.runtime.environment import describe_environment
 from siglightning.runtime.files import write_text
+from siglightning.runtime.graceful_stop import GracefulStop, stop_is_agreed
 from siglightning.runtime.processes import is_first_process, notice
 from siglightning.runtime.run_checkpoint import RunCheckpoint
 from siglightning.runtime.rundir import RunDir
+from siglightning.runtime.watchdog import Watchdog
 from siglightning.tasks.initial_weights import InitialWeights, begin_from
 
 
@@ -41,7 +43,7 @@ class BeganMarker(Callback):
 
     @override
     def on_train_start(self, *_: Any) -> None:
-        self._session.began = True
+        self._session.training_begins()
 
     @override
     def on_validation_batch_start(self, trainer: Trainer, *_: Any) -> None:
@@ -125,6 +127,7 @@ class SigCLI(LightningCLI):
             "--test_after_fit", type=bool, default=True, help="Evaluate the final weights on the test sets after fit."
         )
         parser.add_lightning_class_args(RunCheckpoint, "checkpoint")
+        parser.add_lightning_class_args(Watchdog, "watchdog")
 
     @override
     def _prepare_subcommand_parser(self, klass: type, subcommand: str, **kwargs: Any) -> LightningArgumentParser:
@@ -175,7 +178,7 @@ class SigCLI(LightningCLI):
         if config["enable_checkpointing"] is False:
             callbacks = [callback for callback in callbacks if not isinstance(callback, RunCheckpoint)]
         defaults = default_callbacks(configured, progress_bar=config["enable_progress_bar"] is not False)
-        config["callbacks"] = [*configured, *defaults, BeganMarker(self.session)]
+        config["callbacks"] = [*configured, *defaults, BeganMarker(self.session), GracefulStop(self.session.signals)]
         silence_advertisements()
         trainer = super()._instantiate_trainer(config, callbacks)
         self.session.trainer = trainer
@@ -252,9 +255,7 @@ class SigCLI(LightningCLI):
         number = self.session.start.number
         config_path, environment_path = run_dir.config_of(number), run_dir.environment_of(number)
         self.session.wrote(config_path, environment_path)
-        if number == 0:
-            run_dir.exit.unlink(missing_ok=True)
-        else:
+        if number > 0:
             for line in config_changes(run_dir.config.read_text(), self._saved_config):
                 notice(f"Changed since the first start: {line}")
         write_text(config_path, self._saved_config)
@@ -269,6 +270,11 @@ class SigCLI(LightningCLI):
 
     def after_fit(self) -> None:
         """Evaluate the best weights on the test sets where the task keeps them, else the final ones."""
+        if stop_is_agreed(self.trainer):
+            raise self.session.signals.stop()
+        # Lightning counts the last step only when it begins the next one: a resumed run that has none would log its
+        # tests at the step before. The stop tests fail when the name goes.
+        self.trainer.fit_loop.epoch_loop._batches_that_stepped = self.trainer.global_step
         has_test = is_overridden("test_step", self.model) and is_overridden("test_dataloader", self.datamodule)
         if self.config[self.subcommand].test_after_fit and has_test and not self.trainer.interrupted:
             best = best_intact(Path(self.trainer.default_root_dir) / "checkpoints")

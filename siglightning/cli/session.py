@@ -1,5 +1,6 @@
 """One command from its first to its last moment: run directory, errors, exit code."""
 
+import os
 import sys
 import time
 import traceback
@@ -9,13 +10,15 @@ from typing import Any
 
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Trainer
-from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from siglightning.cli.configs import name_of_run
+from siglightning.cli.memory import is_out_of_memory, memory_remedy
 from siglightning.cli.parser import restrict_imports
-from siglightning.runtime.exits import ExitCode, ExitRecord, NotFiniteError
-from siglightning.runtime.processes import is_first_process, process_rank
+from siglightning.runtime.checkpoint import SUFFIX
+from siglightning.runtime.exits import ExitCode, ExitRecord, NotFiniteError, read_exit
+from siglightning.runtime.processes import is_first_process, notice, process_rank
 from siglightning.runtime.rundir import Claim, RunDir, claim
+from siglightning.runtime.signals import StoppedError, StopSignals
 from siglightning.runtime.start import Limits, Start, decide_start, find_start
 
 FEATURES = "features.json"  # what `embed` writes
@@ -41,6 +44,7 @@ class Session:
         run_dir: where this command writes; ``None`` until it is decided, and for ``fast_dev_run``.
         start: what the start in ``run_dir`` means.
         trainer: the Trainer, once it is built.
+        signals: that ask it to stop.
     """
 
     def __init__(self, arguments: Sequence[str], command: Sequence[str]) -> None:
@@ -50,6 +54,8 @@ class Session:
         self.run_dir: RunDir | None = None
         self.start = Start()
         self.trainer: Trainer | None = None
+        self.signals = StopSignals()
+        self._goes_on = False
         self._claim: Claim | None = None
         self._started_s = time.monotonic()
 
@@ -66,6 +72,9 @@ class Session:
         run_dir = self._name(config, "embeddings" if command == "embed" else "runs")
         if config.trainer.fast_dev_run:
             return
+        self._goes_on = command in ("fit", "embed")
+        if self._goes_on and was_stopped_before_restart(run_dir):
+            raise StoppedError(f"a signal before torchrun restarted it, as {run_dir.exit} says")
         if command == "embed":
             has_features = (run_dir.root / FEATURES).is_file()
             if is_first_process() and not run_dir.is_unused() and not has_features:
@@ -107,6 +116,20 @@ class Session:
         if is_first_process():
             self._claim = claim(run_dir)
 
+    def training_begins(self) -> None:
+        """From now on an error is not the configuration's, and what the last start left in ``exit.json`` is past."""
+        self.began = True
+        if self._claim is not None and self.run_dir is not None:
+            self.run_dir.exit.unlink(missing_ok=True)
+
+    def code_of_stop(self, error: StoppedError) -> ExitCode:
+        """How a command ends that was asked to: 75 where the same command goes on from what it has left."""
+        if self._goes_on and self.run_dir is not None:
+            kept = self.run_dir.checkpoints.glob(f"step-*{SUFFIX}"), self.run_dir.root.glob(FEATURES)
+            if any(path for paths in kept for path in paths):
+                return ExitCode.PREEMPTED
+        return ExitCode.INTERRUPTED if error.signal_name == "SIGINT" else ExitCode.TERMINATED
+
     def wrote(self, *paths: Path) -> None:
         """Remember files that this start added, so that they go if it fails before any work."""
         if self._claim is not None:
@@ -127,6 +150,16 @@ class Session:
         self._claim.release()
 
 
+def was_stopped_before_restart(run_dir: RunDir) -> bool:
+    """Whether torchrun has started this process again although the attempt before it was asked to stop.
+
+    To torchrun every exit code but 0 is a failure, and it restarts what has failed.
+    """
+    is_restarted = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0"
+    record = read_exit(run_dir.exit) if is_restarted else None
+    return record is not None and record.get("exit_code") == ExitCode.PREEMPTED
+
+
 def run(arguments: Sequence[str], command: Sequence[str], trusted: Sequence[str], *, debug: bool) -> int:
     """Run a command of LightningCLI and translate how it ends into an exit code.
 
@@ -141,11 +174,14 @@ def run(arguments: Sequence[str], command: Sequence[str], trusted: Sequence[str]
     """
     session = Session(arguments, command)
     code, message = ExitCode.BUG, "ended without a result"
+    session.signals.install()
     try:
         code, message = _run(session, trusted, debug)
     finally:
+        session.signals.is_over = True
         _finish_wandb(code)  # first: it writes into the run directory, which a refused start removes
         session.close(code, message)
+        session.signals.restore()
     return int(code)
 
 
@@ -156,7 +192,9 @@ def _run(session: Session, trusted: Sequence[str], debug: bool) -> tuple[ExitCod
     try:
         restrict_imports(trusted)
         SigCLI(session)
-    except (SIGTERMException, KeyboardInterrupt, SystemExit) as error:
+    except StoppedError as error:
+        return _report_stop(session, error)
+    except (KeyboardInterrupt, SystemExit) as error:
         return _code_of_exit(error, session)
     except NotFiniteError as error:
         return _report(ExitCode.NOT_FINITE, error, show_traceback=debug)
@@ -166,14 +204,22 @@ def _run(session: Session, trusted: Sequence[str], debug: bool) -> tuple[ExitCod
         code = ExitCode.BUG if session.began else ExitCode.BAD_INPUT
         return _report(code, error, show_traceback=debug or session.began)
     except Exception as error:
+        if is_out_of_memory(error):
+            code = ExitCode.BUG if session.began else ExitCode.BAD_INPUT
+            return _report(code, MemoryError(memory_remedy(error)), show_traceback=debug)
         return _report(ExitCode.BUG, error, show_traceback=True)
     return ExitCode.DONE, ""
 
 
+def _report_stop(session: Session, error: StoppedError) -> tuple[ExitCode, str]:
+    code = session.code_of_stop(error)
+    if code == ExitCode.PREEMPTED:
+        notice(f"{error}; the same command goes on from there (exit code {int(code)}).")
+    return code, str(error)
+
+
 def _code_of_exit(error: BaseException, session: Session) -> tuple[ExitCode, str]:
-    if isinstance(error, SIGTERMException):
-        return ExitCode.TERMINATED, "SIGTERM"
-    # Lightning turns Ctrl-C during training into SystemExit(1).
+    # The key is a signal, see above; where code raises KeyboardInterrupt, Lightning makes SystemExit(1) of it.
     was_interrupted = session.trainer is not None and session.trainer.interrupted
     if isinstance(error, KeyboardInterrupt) or was_interrupted:
         return ExitCode.INTERRUPTED, "interrupted from the keyboard"

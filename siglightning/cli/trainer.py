@@ -1,14 +1,28 @@
 """Lightning's Trainer with the one command that it lacks."""
 
-from typing import Literal
+from typing import Any, Literal
 
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
+from lightning.pytorch.trainer.connectors.signal_connector import _SignalConnector
+from typing_extensions import override
 
 from siglightning.commands.embed import EmbedOptions, embed
 
 
+class _NoSignals(_SignalConnector):
+    """Leaves signals to :class:`~siglightning.runtime.signals.StopSignals`: Lightning's handlers communicate."""
+
+    @override
+    def register_signal_handlers(self) -> None:
+        self.received_sigterm = False
+
+
 class SigTrainer(Trainer):
-    """A Trainer that LightningCLI can ask to embed."""
+    """A Trainer that LightningCLI can ask to embed, and that takes no signals."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._signal_connector = _NoSignals(self)
 
     def embed(
         self,

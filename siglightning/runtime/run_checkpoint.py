@@ -11,6 +11,7 @@ from typing_extensions import override
 
 from siglightning.runtime.checkpoint import SUFFIX
 from siglightning.runtime.exits import NotFiniteError
+from siglightning.runtime.graceful_stop import stop_is_agreed
 
 _OF_TRAINING = ("optimizer_states", "lr_schedulers", "callbacks", "loops", "current_model_state", "averaging_state")
 MAX_FAILURES = 3  # saves in a row that may fail before the run stops
@@ -33,20 +34,26 @@ class RunCheckpoint(Checkpoint):
     Args:
         every_n_steps: optimizer steps between two saves; 0: only after validations and at the end.
         keep_last: number of files to keep.
+        keep_every: beside these, keep every file whose step is a multiple of this; 0: none.
 
     Raises:
         ValueError: a number is out of range.
     """
 
-    def __init__(self, every_n_steps: int = 500, keep_last: int = 2) -> None:
+    def __init__(self, every_n_steps: int = 500, keep_last: int = 2, keep_every: int = 0) -> None:
         super().__init__()
-        if every_n_steps < 0 or keep_last < 1:
+        if every_n_steps < 0 or keep_last < 1 or keep_every < 0:
             raise ValueError(
-                "RunCheckpoint expects every_n_steps >= 0 and keep_last >= 1, "
-                f"got every_n_steps={every_n_steps} and keep_last={keep_last}."
+                "RunCheckpoint expects every_n_steps >= 0, keep_last >= 1 and keep_every >= 0, "
+                f"got every_n_steps={every_n_steps}, keep_last={keep_last} and keep_every={keep_every}."
+            )
+        if keep_every and every_n_steps and keep_every % every_n_steps:
+            raise ValueError(
+                f"RunCheckpoint expects keep_every to be a multiple of every_n_steps, got {keep_every} and "
+                f"{every_n_steps}: files that are not written cannot be kept."
             )
         self.every_n_steps = every_n_steps
-        self.keep_last = keep_last
+        self.keep_last, self.keep_every = keep_last, keep_every
         self._last_step: int | None = None
         self._failures = 0
         self._best: tuple[float, int] | None = None  # value and step
@@ -84,7 +91,7 @@ class RunCheckpoint(Checkpoint):
         self._save(trainer)
 
     def _is_due(self, trainer: Trainer) -> bool:
-        """Whether this step is a multiple, or the last one.
+        """Whether this step is a multiple, the last one, or the one after which a signal stops the run.
 
         The last step is saved here rather than at the end of training: the loops' counters then stand where a
         longer run would have had them, so raising ``max_steps`` continues exactly.
@@ -92,7 +99,7 @@ class RunCheckpoint(Checkpoint):
         step = trainer.global_step
         last_epoch = trainer.max_epochs not in (None, -1) and trainer.current_epoch + 1 >= (trainer.max_epochs or 0)
         is_last = step == trainer.max_steps or trainer.should_stop or (trainer.is_last_batch and last_epoch)
-        return is_last or (self.every_n_steps > 0 and step % self.every_n_steps == 0)
+        return is_last or stop_is_agreed(trainer) or (self.every_n_steps > 0 and step % self.every_n_steps == 0)
 
     @staticmethod
     def _validation_follows(trainer: Trainer) -> bool:
@@ -138,7 +145,8 @@ class RunCheckpoint(Checkpoint):
         self._failures = 0
         if trainer.is_global_zero:
             for path in sorted(directory.glob(f"{kind}-*{SUFFIX}"))[:-keep]:
-                trainer.strategy.remove_checkpoint(path)
+                if not (self.keep_every and kind == "step" and int(path.stem.partition("-")[2]) % self.keep_every == 0):
+                    trainer.strategy.remove_checkpoint(path)
         return True
 
 

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import threading
 
 import torch
 from lightning.pytorch import Callback, LightningDataModule, LightningModule
@@ -56,6 +57,11 @@ class TinyTask(LightningModule):
     def fail(self):
         if self.failure == "kill":
             os.kill(os.getpid(), signal.SIGKILL)
+        if self.failure == "deaf":
+            for _ in range(2):
+                os.kill(os.getpid(), signal.SIGTERM)
+        if self.failure == "memory":
+            torch.empty(2**60)  # what the allocator says, in its own words
         if self.failure == "interrupt":
             raise KeyboardInterrupt
         if self.failure == "value":
@@ -86,7 +92,8 @@ class _FromHere:
         return STEPS_PER_EPOCH
 
     def __iter__(self):
-        epoch, start = divmod(self.data.trainer.global_step, STEPS_PER_EPOCH)
+        trainer = self.data.trainer
+        epoch, start = divmod(trainer.global_step * trainer.accumulate_grad_batches, STEPS_PER_EPOCH)
         order = torch.randperm(STEPS_PER_EPOCH * BATCH, generator=torch.Generator().manual_seed(epoch))
         yield from order.view(STEPS_PER_EPOCH, BATCH)[start:].tolist()
 
@@ -140,3 +147,38 @@ class Poison(Callback):
     def on_before_optimizer_step(self, trainer, pl_module, optimizer) -> None:
         if trainer.global_step == self.step:
             next(pl_module.parameters()).data[0] = float("nan")
+
+
+class Signal(Callback):
+    """A callback that sends this process a signal: in a step, in the validation after one, or in the tests."""
+
+    def __init__(self, name: str, step: int, where: str = "step") -> None:
+        self.number, self.step, self.where = signal.Signals[name], step, where
+
+    def on_before_optimizer_step(self, trainer, pl_module, optimizer) -> None:
+        self.send(trainer, "step")
+
+    def on_validation_batch_end(self, trainer, *_) -> None:
+        self.send(trainer, "validation")
+
+    def on_test_batch_end(self, trainer, *_) -> None:
+        self.send(trainer, "test")
+
+    def on_fit_start(self, trainer, pl_module) -> None:
+        self.send(trainer, "setup")
+
+    def send(self, trainer, where: str) -> None:
+        if (where, trainer.global_step) == (self.where, self.step) and not trainer.sanity_checking:
+            os.kill(os.getpid(), self.number)
+            self.step = -1  # once
+
+
+class StandStill(Callback):
+    """A callback that never returns."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def on_before_optimizer_step(self, trainer, pl_module, optimizer) -> None:
+        if trainer.global_step == self.step:
+            threading.Event().wait()

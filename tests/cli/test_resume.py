@@ -231,3 +231,21 @@ def test_evaluations_get_directories_of_their_own(undisturbed, fit, here):
 def test_a_trial_writes_nothing(fit, here):
     assert fit("--trainer.fast_dev_run=2")[0] == 0
     assert [path.name for path in here.iterdir()] == ["tiny.yaml"]
+
+
+def test_every_so_many_steps_a_checkpoint_is_kept_for_good(fit, here):
+    options = ("--checkpoint.every_n_steps=1", "--checkpoint.keep_last=2", "--checkpoint.keep_every=3")
+    assert fit("--run_dir", "run", *options)[0] == 0
+    kept = sorted(path.stem for path in (here / "run" / "checkpoints").glob("*.ckpt"))
+    assert kept == [f"step-{step:08d}" for step in (3, 6, 9, 10)]
+    code, out = fit("--run_dir", "other", "--checkpoint.every_n_steps=2", "--checkpoint.keep_every=3")
+    assert code == 2
+    assert "keep_every to be a multiple of every_n_steps, got 3 and 2" in out
+
+
+def test_out_of_memory_says_what_to_turn(fit, here):
+    code, out = fit("--run_dir", "run", "--model.failure=memory", "--model.fail_at=5")
+    assert code == 1
+    assert "Out of memory. In this order: lower the network's `micro_batch_size`" in out
+    assert "Traceback" not in out
+    assert fit("--run_dir", "run", "--resume=must")[0] == 0
