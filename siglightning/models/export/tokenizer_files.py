@@ -33,16 +33,16 @@ def fast_tokenizer(tokenizer: Tokenizer) -> FastTokenizer:
     if is_clip(source):
         return clip_tokenizer(tokenizer.canonicalize)
     fast: FastTokenizer | None
-    canonicalize = tokenizer.canonicalize
+    cleaning: list[normalizers.Normalizer] = []
     if source.endswith(".json") and Path(source).is_file():
         fast = FastTokenizer.from_file(source)
     else:
-        inner, cleans = _of_transformers(source)
-        fast, canonicalize = getattr(inner, "backend_tokenizer", None), canonicalize or cleans
+        inner, cleaning = _of_transformers(source)
+        fast = getattr(inner, "backend_tokenizer", None)
     if fast is None:
         raise UnheldError(f"its tokenizer {source!r} is a SentencePiece model, for which there is no tokenizer.json")
     before = [] if fast.normalizer is None else [fast.normalizer]
-    fast.normalizer = normalizers.Sequence([*_clean(canonicalize), *before])
+    fast.normalizer = normalizers.Sequence([*_clean(tokenizer.canonicalize), *cleaning, *before])
     fast.no_padding()
     fast.no_truncation()
     return fast
@@ -55,8 +55,7 @@ def clip_tokenizer(canonicalize: bool) -> FastTokenizer:
     bpe = SimpleTokenizer()
     merges = sorted(bpe.bpe_ranks, key=bpe.bpe_ranks.__getitem__)
     fast = FastTokenizer(BPE(dict(bpe.encoder), merges, end_of_word_suffix="</w>", continuing_subword_prefix=""))
-    steps = [*_clean(canonicalize), *_repairs(), _spaces(), normalizers.Strip(), normalizers.Lowercase()]
-    fast.normalizer = normalizers.Sequence(steps)
+    fast.normalizer = normalizers.Sequence([*_clean(canonicalize), *_cleaned_by_open_clip("_clean_lower")])
     fast.pre_tokenizer = pre_tokenizers.Sequence(
         [
             pre_tokenizers.Split(Regex(_WORDS), behavior="removed", invert=True),
@@ -141,26 +140,36 @@ def is_clip(source: str) -> bool:
     return isinstance(open_clip_tokenizer(source.partition(":")[2]), SimpleTokenizer)
 
 
-def _of_transformers(source: str) -> tuple[Any, bool]:
-    """A tokenizer of transformers, and whether open_clip canonicalises captions before it; ``None`` for a file."""
+def _of_transformers(source: str) -> tuple[Any, list[normalizers.Normalizer]]:
+    """A tokenizer of transformers, and what open_clip does to captions before it; ``None`` for a file."""
     if source.startswith("open_clip:"):
         from siglightning.models.open_clip_tokenizers import open_clip_tokenizer
 
         wrapper = open_clip_tokenizer(source.partition(":")[2])
-        return wrapper.tokenizer, wrapper.clean_fn.__name__ == "_clean_canonicalize"
+        return wrapper.tokenizer, _cleaned_by_open_clip(wrapper.clean_fn.__name__)
     if Path(source).is_file():
-        return None, False
-    return open_hugging_face(source.removeprefix("hf:")), False
+        return None, []
+    return open_hugging_face(source.removeprefix("hf:")), []
 
 
 def _clean(canonicalize: bool) -> list[normalizers.Normalizer]:
     """What :class:`~siglightning.models.tokenizers.Tokenizer` does before the vocabulary is asked."""
     steps: list[normalizers.Normalizer] = [normalizers.NFC()]
-    if canonicalize:
-        punctuation = "".join(f"\\{mark}" for mark in string.punctuation)
-        steps += [normalizers.Replace("_", " "), normalizers.Replace(Regex(f"[{punctuation}]"), "")]
-        steps += [normalizers.Lowercase(), _spaces(), normalizers.Strip()]
-    return steps
+    return [*steps, *_canonical()] if canonicalize else steps
+
+
+def _canonical() -> list[normalizers.Normalizer]:
+    punctuation = "".join(f"\\{mark}" for mark in string.punctuation)
+    steps = [normalizers.Replace("_", " "), normalizers.Replace(Regex(f"[{punctuation}]"), "")]
+    return [*steps, normalizers.Lowercase(), _spaces(), normalizers.Strip()]
+
+
+def _cleaned_by_open_clip(name: str) -> list[normalizers.Normalizer]:
+    """Repairs, then what one of open_clip's three functions does to case, punctuation and spaces."""
+    if name == "_clean_canonicalize":
+        return [*_repairs(), *_canonical()]
+    lower = [normalizers.Lowercase()] if name == "_clean_lower" else []
+    return [*_repairs(), _spaces(), normalizers.Strip(), *lower]
 
 
 def _repairs() -> Sequence[normalizers.Normalizer]:
