@@ -127,14 +127,27 @@ def _require_all(found: Mapping[str, Any], is_two_tower: bool, source: str, what
 def read_preparation(config: TowerConfig, kind: str) -> tuple[tuple[float, ...], tuple[float, ...], Resizing]:
     """Mean, standard deviation and resizing from the checkpoint's own files, else those of its model type."""
     default = _PREPARATION.get(kind, (IMAGENET_MEAN, IMAGENET_STD, Resizing()))
-    if config.model in TWO_TOWER_TYPES:
-        return default
-    try:
-        file, _ = ImageProcessingMixin.get_image_processor_dict(config.model)
-    except OSError:
+    file = _processor_file(config)
+    if not file:
         return default
     mean, std = tuple(file.get("image_mean") or default[0]), tuple(file.get("image_std") or default[1])
     return mean, std, _resizing(file, default[2])
+
+
+def read_patches(config: TowerConfig, settings: Any) -> int:
+    """How many patches of a picture a NaFlex checkpoint takes; where no file says so, as many as it has positions."""
+    return int(_processor_file(config).get("max_num_patches") or settings.vision_config.num_patches)
+
+
+def _processor_file(config: TowerConfig) -> Mapping[str, Any]:
+    """Content of the image processor's file; empty where a checkpoint brings none."""
+    if config.model in TWO_TOWER_TYPES:
+        return {}
+    try:
+        file: dict[str, Any] = ImageProcessingMixin.get_image_processor_dict(config.model)[0]
+    except OSError:
+        return {}
+    return file
 
 
 def _resizing(file: Mapping[str, Any], default: Resizing) -> Resizing:

@@ -11,6 +11,7 @@ from siglightning.models.hf_checkpoints import (
     TWO_TOWER_TYPES,
     create_model,
     random_model,
+    read_patches,
     read_preparation,
     read_settings,
 )
@@ -137,7 +138,7 @@ def hf_image_tower(config: TowerConfig, image_size: int | None) -> HfImageTower:
     Weights for another image size keep everything but their position embeddings, which are resized.
     """
     settings = read_settings(config)
-    if image_size in (None, _own_size(settings, config.name)):
+    if image_size in (None, _own_size(settings, config)):
         return _image_tower(config, settings, create_model(config, settings))
     if settings.model_type == "siglip2":
         tower = _image_tower(config, settings, create_model(config, settings))
@@ -153,7 +154,7 @@ def hf_image_tower(config: TowerConfig, image_size: int | None) -> HfImageTower:
 
 def _image_tower(config: TowerConfig, settings: Any, model: Any) -> HfImageTower:
     kind = settings.model_type
-    side = _own_size(settings, config.name)
+    side = _own_size(settings, config)
     if kind in TWO_TOWER_TYPES:
         projection = getattr(model, "visual_projection", None)
         width = settings.projection_dim if projection is not None else settings.vision_config.hidden_size
@@ -167,13 +168,12 @@ def _image_tower(config: TowerConfig, settings: Any, model: Any) -> HfImageTower
     return tower
 
 
-def _own_size(settings: Any, name: str) -> int:
+def _own_size(settings: Any, config: TowerConfig) -> int:
     """Side of the pictures that a model was made for; of NaFlex, which takes any, the square with as many patches."""
     if settings.model_type == "siglip2":
-        vision = settings.vision_config
-        return math.isqrt(vision.num_patches) * int(vision.patch_size)
+        return math.isqrt(read_patches(config, settings)) * int(settings.vision_config.patch_size)
     vision = settings.vision_config if settings.model_type in TWO_TOWER_TYPES else settings
-    return square_side(getattr(vision, "image_size", None) or 224, name)
+    return square_side(getattr(vision, "image_size", None) or 224, config.name)
 
 
 def _whole_patches(patch: int, image_size: int | None, name: str) -> int:

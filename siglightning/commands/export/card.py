@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from siglightning import __version__
+from siglightning.models.export.naflex import is_naflex
+from siglightning.models.export.tokenizer_files import sentencepiece_model
 from siglightning.runtime.files import file_sha256
 from siglightning.runtime.metrics_file import read_metrics
 
@@ -30,6 +32,17 @@ inputs = processor(text=["a cat", "a dog"], images=Image.open("picture.png").con
                    padding="max_length", truncation=True, return_tensors="pt")
 with torch.no_grad():
     logits = model(**inputs).logits_per_image
+""",
+    "Siglip2Model": """import torch
+from PIL import Image
+from transformers import AutoImageProcessor, AutoModel, TOKENIZER
+
+model, processor = AutoModel.from_pretrained("DIR").eval(), AutoImageProcessor.from_pretrained("DIR")
+tokenizer = TOKENIZER.from_pretrained("DIR")
+picture = RESIZED
+ids = tokenizer(["a cat", "a dog"], padding="max_length", truncation=True, return_tensors="pt")["input_ids"]
+with torch.no_grad():
+    logits = model(input_ids=ids, **processor(images=picture, return_tensors="pt")).logits_per_image
 """,
     "open_clip": """import open_clip
 import torch
@@ -64,6 +77,12 @@ x, y = vision.run(None, {"pixel_values": pixels})[0], text.run(None, {"input_ids
 logits = np.exp(config["log_scale"]) * x @ y.T + (config["bias"] or 0)
 """,
 }
+_NAFLEX = """
+Pictures are squashed first: of such squares the image processor takes exactly the patches that this network was used
+with, and that is what `--verify` compares. Other pictures it would read in their own proportions, of which nothing was
+measured. `AutoProcessor` and `AutoTokenizer` do not fit: of a `siglip2` they assume patches of 16 pixels, 64 tokens and
+Gemma's vocabulary.
+"""
 
 
 def model_card(source: "Source", form: "Format", verification: "Verification | None", names_its_place: bool) -> str:
@@ -80,7 +99,8 @@ def model_card(source: "Source", form: "Format", verification: "Verification | N
         _head(form),
         f"# {_title(source.checkpoint)}\n\n{_what(source)}",
         f"## Use\n\nWith `DIR` the path of this folder:\n\n```python\n{_usage(source, form)}```\n"
-        + (_place() if names_its_place else ""),
+        + (_place() if names_its_place else "")
+        + (_NAFLEX if form.name == "transformers" and is_naflex(source.network) else ""),
     ]
     if origin is not None:
         sections += [
@@ -138,7 +158,10 @@ def _tower(tower: "TowerConfig") -> str:
 
 
 def _usage(source: "Source", form: "Format") -> str:
-    tower, text = source.network.image_tower, _USAGE[form.name]
+    tower, is_patches = source.network.image_tower, form.name == "transformers" and is_naflex(source.network)
+    text = _USAGE["Siglip2Model" if is_patches else form.name]
+    is_pieces = sentencepiece_model(source.network.tokenizer) is not None
+    text = text.replace("TOKENIZER", "SiglipTokenizer" if is_pieces else "PreTrainedTokenizerFast")
     mean, std = (str([round(value, 6) for value in values]) for values in (tower.mean, tower.std))
     way, crop = tower.resizing.interpolation.upper(), tower.resizing.crop
     fit = f'ImageOps.fit(Image.open("picture.png").convert("RGB"), (SIZE, SIZE), Image.Resampling.{way}'

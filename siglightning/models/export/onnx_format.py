@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
+from siglightning.models.export.naflex import is_naflex
 from siglightning.models.export.pictures import preprocessor_config, squares
 from siglightning.models.export.reloaded import Outputs, Reloaded
 from siglightning.models.export.tokenizer_files import sentencepiece_model, write_tokenizer
@@ -34,13 +35,15 @@ def check(network: TwoTower) -> None:
     """Refuse what a graph cannot hold, and tell which packages are missing.
 
     Raises:
-        UnheldError: patch tokens left out in evaluation, adapters, or a SentencePiece tokenizer.
+        UnheldError: patch tokens left out in evaluation, adapters, NaFlex, or a SentencePiece tokenizer.
         ValueError: a package is missing.
     """
     missing = [name for name in _NEEDED if find_spec(name) is None]
     if missing:
         raise ValueError(f'ONNX needs the packages {", ".join(missing)}: pip install "siglightning[onnx]".')
     require_whole_tower(network)
+    if is_naflex(network):
+        raise UnheldError("its image tower (NaFlex) resizes positions picture by picture: a graph has a fixed number")
     if sentencepiece_model(network.tokenizer) is not None:
         raise UnheldError("its tokenizer is a SentencePiece model, for which there is no tokenizer.json")
 

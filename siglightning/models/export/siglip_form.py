@@ -18,6 +18,8 @@ from siglightning.models.export.unheld import UnheldError, activation, kind
 from siglightning.models.local_towers import LocalTextTransformer
 from siglightning.models.towers import ImageTower, TextTower
 
+_OF_TRANSFORMERS = ("SiglipTextModel", "SiglipTextTransformer", "Siglip2TextModel", "Siglip2TextTransformer")
+
 
 @dataclass(frozen=True)
 class Half:
@@ -61,7 +63,7 @@ class _Source:
 
 
 def image_half(tower: ImageTower) -> Half:
-    """The image tower as transformers' ``SiglipVisionModel``.
+    """The image tower as transformers' ``SiglipVisionModel``, or ``Siglip2VisionModel`` where it is that.
 
     Raises:
         UnheldError: a tower of another form.
@@ -69,9 +71,12 @@ def image_half(tower: ImageTower) -> Half:
     trunk: Any = getattr(tower, "trunk", tower)
     if type(trunk).__name__ == "TimmModel" and not len(trunk.head):  # open_clip's wrapper
         trunk = trunk.trunk
-    if type(trunk).__name__ in ("SiglipVisionModel", "SiglipVisionTransformer") and trunk.use_head:
+    name = type(trunk).__name__
+    if name.startswith("Siglip2Vision") and trunk.use_head:
+        return Half(_own_config(trunk), dict(trunk.state_dict()))
+    if name in ("SiglipVisionModel", "SiglipVisionTransformer") and trunk.use_head:
         return Half(_own_config(trunk) | {"image_size": tower.image_size}, dict(trunk.state_dict()))
-    if type(trunk).__name__ != "VisionTransformer" or not type(trunk).__module__.startswith("timm."):
+    if name != "VisionTransformer" or not type(trunk).__module__.startswith("timm."):
         raise UnheldError(f"its image tower is {kind(trunk)}, no vision transformer with SigLIP's attention pooling")
     if type(getattr(trunk, "attn_pool", None)).__name__ != "AttentionPoolLatent" or trunk.num_prefix_tokens:
         raise UnheldError("its image tower pools otherwise than SigLIP (attention pooling without a class token)")
@@ -143,7 +148,7 @@ def text_half(tower: TextTower, projection: nn.Module) -> Half:
     trunk: Any = getattr(tower, "trunk", tower)
     if isinstance(tower, LocalTextTransformer):
         return _local_half(tower, projection)
-    if type(trunk).__name__ in ("SiglipTextModel", "SiglipTextTransformer"):
+    if type(trunk).__name__ in _OF_TRANSFORMERS:
         return _transformers_half(trunk, tower.context_length, projection)
     if type(trunk).__name__ == "TextTransformer" and type(trunk).__module__.startswith("open_clip."):
         return _open_clip_half(trunk, projection)

@@ -1,4 +1,4 @@
-"""Export to transformers: a ``SiglipModel`` or ``CLIPModel`` that ``AutoModel`` and ``AutoProcessor`` read."""
+"""Export to transformers: a ``SiglipModel``, ``Siglip2Model`` (NaFlex) or ``CLIPModel``, which ``AutoModel`` reads."""
 
 import json
 from collections.abc import Sequence
@@ -9,6 +9,13 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from siglightning.models.export.naflex import (
+    is_naflex,
+    outputs_of_squares,
+    patches_config,
+    squares_of_patches,
+    tokenizer_class,
+)
 from siglightning.models.export.pictures import preprocessor_config
 from siglightning.models.export.reloaded import Outputs, Reloaded
 from siglightning.models.export.siglip_form import Half, composed, image_half, text_half
@@ -18,7 +25,7 @@ from siglightning.models.two_tower import TwoTower
 
 
 def check(network: TwoTower) -> None:
-    """Refuse what ``SiglipModel`` and ``CLIPModel`` cannot hold exactly.
+    """Refuse what ``SiglipModel``, ``Siglip2Model`` and ``CLIPModel`` cannot hold exactly.
 
     Raises:
         UnheldError: towers of another form, or a projection where the class has none.
@@ -35,6 +42,7 @@ def check(network: TwoTower) -> None:
         )
     image_half(network.image_tower)
     text_half(network.text_tower, network.text_projection)
+    _preprocessing(network)
 
 
 def write(network: TwoTower, folder: Path) -> None:
@@ -49,7 +57,7 @@ def write(network: TwoTower, folder: Path) -> None:
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     _edit_json(folder / "tokenizer_config.json", _readable_by_all)
-    config = preprocessor_config(network)
+    config = _preprocessing(network)
     config["processor_class"] = config["image_processor_type"].replace("ImageProcessor", "Processor")
     (folder / "preprocessor_config.json").write_text(json.dumps(config, indent=2) + "\n")
 
@@ -59,10 +67,14 @@ def reload(folder: Path) -> Reloaded:
     from transformers import AutoImageProcessor, AutoModel, AutoTokenizer
 
     model = AutoModel.from_pretrained(folder, dtype=torch.float32, trust_remote_code=False).eval()
-    processor, tokenizer = AutoImageProcessor.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
+    patches = model.config.model_type == "siglip2"
+    processor = AutoImageProcessor.from_pretrained(folder)
+    tokenizer = (tokenizer_class(folder) if patches else AutoTokenizer).from_pretrained(folder)
 
     def pixels(pictures: Sequence[Tensor]) -> Tensor:
         images = [Image.fromarray(picture.permute(1, 2, 0).numpy()) for picture in pictures]
+        if patches:
+            return squares_of_patches(images, processor)
         values: Tensor = processor(images=images, return_tensors="pt")["pixel_values"]
         return values
 
@@ -73,20 +85,27 @@ def reload(folder: Path) -> Reloaded:
 
     def outputs(values: Tensor, ids: Tensor) -> Outputs:
         with torch.no_grad():
+            if patches:
+                return outputs_of_squares(model, values, ids)
             out = model(pixel_values=values, input_ids=ids)
         return Outputs(out.image_embeds, out.text_embeds, out.logits_per_image)
 
     return Reloaded(pixels, tokens, outputs, int(tokenizer.pad_token_id))
 
 
-def _siglip(network: TwoTower, pad_id: int) -> Any:
-    from transformers import SiglipConfig, SiglipModel
+def _preprocessing(network: TwoTower) -> dict[str, Any]:
+    return patches_config(network) if is_naflex(network) else preprocessor_config(network)
 
+
+def _siglip(network: TwoTower, pad_id: int) -> Any:
+    from transformers import Siglip2Config, Siglip2Model, SiglipConfig, SiglipModel
+
+    make, settings = (Siglip2Model, Siglip2Config) if is_naflex(network) else (SiglipModel, SiglipConfig)
     image = image_half(network.image_tower)
     text = _with_padding_row(text_half(network.text_tower, network.text_projection), network.tokenizer.pad_id, pad_id)
     eos = network.tokenizer.eos_id
     text.config.update({"pad_token_id": pad_id, "bos_token_id": None, "eos_token_id": eos})
-    model = SiglipModel(SiglipConfig(text_config=text.config, vision_config=image.config))
+    model = make(settings(text_config=text.config, vision_config=image.config))
     weights = {f"vision_model.{name}": value for name, value in image.weights.items()}
     weights |= {f"text_model.{name}": value for name, value in text.weights.items()}
     bias = torch.zeros(1) if network.bias is None else network.bias.detach()
