@@ -1,6 +1,7 @@
 """A trained checkpoint out to each format and back: numbers, refusals, and what is left behind when it goes wrong."""
 
 import json
+import os
 import shutil
 
 import pytest
@@ -115,6 +116,8 @@ def test_mistakes_typed_by_hand(siglip, tmp_path, capsys):
         assert (code, f"Nearest: {meant}" in printed) == (2, True)
     code, printed = run(capsys, tmp_path / "no-run", "--format", "onnx", "--out", tmp_path / "out")
     assert (code, "which does not exist" in printed) == (2, True)
+    code, printed = run(capsys, siglip / "config.yaml", "--format", "onnx", "--out", tmp_path / "out")
+    assert (code, f"Give the folder that it lies in, {siglip}" in printed) == (2, True)
     assert run(capsys, siglip, "--out", tmp_path / "out")[0] == 2
     assert everything(tmp_path) == []
 
@@ -128,6 +131,53 @@ def test_a_folder_that_is_there_is_left_alone(siglip, tmp_path, capsys):
     (tmp_path / "out" / "mine.txt").unlink()
     assert run(capsys, siglip, "--format", "safetensors", "--out", tmp_path / "out")[0] == 0  # an empty one serves
     assert everything(tmp_path) == ["out"]
+
+
+def test_the_folder_that_is_given_may_be_a_link_but_has_to_make_way(siglip, tmp_path, capsys, monkeypatch):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "link").symlink_to("empty")
+    assert run(capsys, siglip, "--format", "safetensors", "--out", tmp_path / "link")[0] == 0
+    assert (tmp_path / "link").is_symlink()
+    assert {"config.json", "model.safetensors", "README.md"} <= {*everything(tmp_path / "empty")}
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    for place in (".", tmp_path / "here"):
+        code, printed = run(capsys, "no-such-run", "--format", "safetensors", "--out", place)  # before it is looked for
+        assert (code, "Give a new folder, such as" in printed) == (2, True)
+
+
+def test_files_have_the_mode_of_new_files(siglip, tmp_path, capsys):
+    before = os.umask(0o027)
+    try:
+        assert run(capsys, siglip, "--format", "transformers", "--out", tmp_path / "out")[0] == 0
+    finally:
+        os.umask(before)
+    assert {path.stat().st_mode & 0o777 for path in (tmp_path / "out").iterdir()} == {0o640}
+
+
+def test_what_went_wrong_is_told_though_somebody_uses_the_new_folder(siglip, tmp_path, monkeypatch):
+    def crash(network, theirs):
+        (tmp_path / "new" / "theirs.txt").write_text("theirs")
+        raise RuntimeError("the machine is gone")
+
+    monkeypatch.setattr(verify_module, "verify", crash)
+    with pytest.raises(RuntimeError, match="the machine is gone"):
+        main(["export", str(siglip), "--format", "safetensors", "--out", str(tmp_path / "new" / "out"), "--verify"])
+    assert everything(tmp_path / "new") == ["theirs.txt"]
+
+
+def test_an_export_of_a_folder_of_open_clip_needs_it_no_longer(siglip, tmp_path, capsys):
+    """Which named its place; what is carried names its own, and the card says where."""
+    source, network = siglip, read_source(str(siglip)).network
+    for number, name in enumerate(["open_clip", "open_clip", "safetensors"]):
+        out = tmp_path / str(number)
+        code, printed = run(capsys, source, "--format", name, "--out", out, "--verify")
+        assert (code, "names its own place" in printed) == (0, True), printed
+        assert "Change it there when the folder is moved" in (out / "README.md").read_text()
+        if number:
+            source.rename(tmp_path / f"gone{number}")
+        require_same_values(network, load_two_tower(out).eval(), *drawings(network), to_the_bit=False)
+        source = out
 
 
 def test_a_checkpoint_by_itself_needs_its_configuration(siglip, tmp_path, capsys):

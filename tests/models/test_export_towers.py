@@ -147,6 +147,8 @@ def test_another_library_computes_the_same(tmp_path, case):
     assert refusal(network, name) is None
     (tmp_path / "out").mkdir()
     FORMATS[name].write(network, tmp_path / "out", {})
+    if (tmp_path / "a").exists():
+        (tmp_path / "a").rename(tmp_path / "gone")  # what was written is all that is needed
     theirs = FORMATS[name].reload(tmp_path / "out")
     pictures = torch.randint(0, 256, (3, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
     out = theirs.outputs(theirs.pixels(list(pictures)), theirs.tokens(CAPTIONS))

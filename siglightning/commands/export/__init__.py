@@ -4,7 +4,7 @@ import argparse
 import os
 import shutil
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -28,6 +28,7 @@ def main(arguments: Sequence[str]) -> int:
     """
     options = _parser().parse_args(arguments)
     name, out = _known(options.format), Path(options.out)
+    out = out.resolve() if out.is_symlink() and out.exists() else out
     _require_free(out)
     from siglightning.commands.export.source import read_source
     from siglightning.models.export import FORMATS, refusal
@@ -58,8 +59,17 @@ def _write(source: "Source", form: "Format", out: Path, *, verified: bool) -> No
         names_its_place = form.settle(folder, out)
         card = model_card(source, form, verification, names_its_place)
         (folder / "README.md").write_text(card, encoding="utf-8")
+        _share(folder)
     if names_its_place:
         print(f"{out} names its own place: README.md says which line to change when it is moved.")
+
+
+def _share(folder: Path) -> None:
+    """Give files the mode of any new one: safetensors writes for its user alone, whatever the umask."""
+    mode = (folder / "README.md").stat().st_mode
+    for path in folder.rglob("*"):
+        if path.is_file():
+            path.chmod(mode)
 
 
 def _verified(source: "Source", form: "Format", folder: Path) -> "Verification":
@@ -107,6 +117,11 @@ def _known(name: str) -> str:
 
 def _require_free(out: Path) -> None:
     if out.is_dir() and not any(out.iterdir()):
+        if out.is_mount() or out.resolve() == Path.cwd():  # what is written is renamed to it, so it has to make way
+            raise ValueError(
+                f"--out {out} is the folder that this was started in, or a mount, and cannot be replaced. Give a new "
+                f"folder, such as {out / 'export'}."
+            )
         return
     if out.exists() or out.is_symlink():
         raise ValueError(f"{out} exists already, and nothing is overwritten. Choose another --out, or remove it.")
@@ -131,5 +146,6 @@ def _new_folder(out: Path) -> Iterator[Path]:
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         for parent in made:
-            parent.rmdir()
+            with suppress(OSError):  # of somebody else's file in it: what went wrong before is to be told
+                parent.rmdir()
         raise

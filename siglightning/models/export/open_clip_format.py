@@ -18,6 +18,7 @@ from siglightning.models.export.bag_of_words import bert_config, bert_weights, i
 from siglightning.models.export.pictures import preprocess_config
 from siglightning.models.export.reloaded import Outputs, Reloaded
 from siglightning.models.export.siglip_form import composed, open_clip_head, require_last_position, token_table
+from siglightning.models.export.timm_models import arguments_of, pooling, written_model
 from siglightning.models.export.tokenizer_files import for_transformers, is_clip
 from siglightning.models.export.unheld import UnheldError, kind, require_whole_tower
 from siglightning.models.hf_towers import HfTextTower
@@ -140,10 +141,10 @@ def _image_config(network: TwoTower) -> dict[str, Any]:
         if projects:
             raise UnheldError("it projects the features of open_clip's image tower once more (`embed_dim`)")
         config = _own_config(tower.config)
-        return {
-            "vision_cfg": config["vision_cfg"] | {"image_size": tower.image_size},
-            "quick_gelu": None if "timm_model_name" in config["vision_cfg"] else bool(config.get("quick_gelu")),
-        }
+        name, arguments = written_model(config["vision_cfg"].get("timm_model_name"))
+        own = {"image_size": tower.image_size} | ({"timm_model_name": name} if name else {})
+        quick_gelu = None if name else bool(config.get("quick_gelu"))
+        return {"vision_cfg": config["vision_cfg"] | own, "timm": arguments, "quick_gelu": quick_gelu}
     if not isinstance(tower, TimmImageTower):
         raise UnheldError(
             f"its image tower {tower.name or kind(tower)!r} is {kind(getattr(tower, 'trunk', tower))}; open_clip "
@@ -152,46 +153,17 @@ def _image_config(network: TwoTower) -> dict[str, Any]:
     trunk: Any = tower.trunk
     if projects and tower.width != trunk.num_features:
         raise UnheldError(f"its timm model widens features behind its pooling ({trunk.num_features} to {tower.width})")
-    name, arguments = _timm_arguments(tower)
+    name, arguments = arguments_of(tower)
     return {
         "vision_cfg": {
             "image_size": tower.image_size,
             "timm_model_name": name,
             "timm_model_pretrained": False,
-            "timm_pool": "" if projects else _pool(trunk),
+            "timm_pool": "" if projects else pooling(trunk),
             "timm_proj": "linear" if projects else "none",
         },
         "timm": arguments,
     }
-
-
-def _timm_arguments(tower: TimmImageTower) -> tuple[str, dict[str, Any]]:
-    """The registered name, and what it has to be built with; nothing where the name alone builds the tower."""
-    import timm
-
-    trunk: Any = tower.trunk
-    name, given = str(trunk.default_cfg["architecture"]), dict(tower.config.kwargs) if tower.config else {}
-    given = {key: value for key, value in given.items() if key not in ("num_classes", "img_size")}
-    if set(trunk.default_cfg["input_size"][1:]) != {tower.image_size}:
-        with torch.device("meta"):
-            try:
-                timm.create_model(name, img_size=tower.image_size, **given)
-                given["img_size"] = tower.image_size
-            except TypeError:  # convolutional models take any size
-                pass
-    try:
-        json.dumps(given)
-    except TypeError as error:
-        raise UnheldError(f"its timm model has arguments that no file holds ({error})") from None
-    return name, given
-
-
-def _pool(trunk: Any) -> str:
-    pool = getattr(trunk, "global_pool", None) or getattr(getattr(trunk, "head", None), "global_pool", None)
-    name = pool if isinstance(pool, str) else getattr(pool, "pool_type", None)
-    if not name:
-        raise UnheldError(f"its timm model {kind(trunk)} does not say how it pools; with `embed_dim` it need not")
-    return str(name)
 
 
 def _own_config(config: TowerConfig | None) -> dict[str, Any]:
@@ -319,6 +291,7 @@ def _write_timm(network: TwoTower, image: dict[str, Any], folder: Path) -> None:
         return
     folder.mkdir()
     trunk: Any = network.image_tower.trunk
+    trunk = getattr(trunk, "trunk", trunk)  # open_clip's wrapper
     size = [3, network.image_size, network.image_size]
     tower = network.image_tower
     _write_json(

@@ -1,7 +1,8 @@
 """Export to safetensors: the weights of the whole network and the arguments that build it, for this package.
 
 The one format that holds every network: factored embeddings and towers of any library included. What the arguments name
-on this machine (folders and files of towers and tokenizer) is copied into the folder, less its weights.
+on this machine (folders and files of towers and tokenizer) is copied into the folder, less its weights. A copy of
+open_clip's that names its place names its new one, see :func:`relocate`.
 """
 
 import json
@@ -14,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from siglightning.models.export import open_clip_format
 from siglightning.models.export.pictures import preprocessor_config, squares
 from siglightning.models.export.reloaded import Outputs, Reloaded
 from siglightning.models.interop import build, open_checkpoint
@@ -52,6 +54,21 @@ def write(network: TwoTower, folder: Path, arguments: dict[str, Any]) -> None:
     (folder / CONFIG).write_text(text + "\n", encoding="utf-8")
     weights = {name: value.detach().contiguous().clone() for name, value in network.state_dict().items()}
     save_file(weights, folder / WEIGHTS, metadata={"format": "pt"})
+
+
+def relocate(folder: Path, to: Path) -> bool:
+    """Write the path of the folder's future place into copies of open_clip's, where they name themselves.
+
+    Args:
+        folder: where it lies now.
+        to: where it will lie.
+
+    Returns:
+        Whether one names itself, and so must be relocated again when the folder is moved.
+    """
+    copies = [inner for inner in TOWERS if (folder / inner / open_clip_format.CONFIG).is_file()]
+    named = [open_clip_format.relocate(folder / inner, to / inner) for inner in copies]
+    return any(named)
 
 
 def reload(folder: Path) -> Reloaded:
@@ -95,13 +112,24 @@ class _Carried:
             return name
         place = path.resolve()
         if place not in self._done:
-            target = self._folder / inner
-            target.mkdir()
-            for file in [path] if path.is_file() else sorted(path.iterdir()):
-                if file.is_file() and file.suffix in _DESCRIBING:
-                    shutil.copy(file, target)
+            _copy(path, self._folder / inner)
+            relocate(self._folder, self._folder)
             self._done[place] = inner + (f"/{path.name}" if path.is_file() else "")
         return f"{scheme}{colon}{self._done[place]}"
+
+
+def _copy(path: Path, target: Path) -> None:
+    """What describes a tower or tokenizer, a file or a folder; of open_clip's folders also the towers within."""
+    target.mkdir()
+    if path.is_file():
+        shutil.copy(path, target)
+        return
+    for folder in (path, *(path / inner for inner in TOWERS)):
+        for file in sorted(folder.glob("*")):
+            if file.is_file() and file.suffix in _DESCRIBING:
+                place = target / file.relative_to(path)
+                place.parent.mkdir(exist_ok=True)
+                shutil.copy(file, place)
 
 
 def _plain(value: Any) -> Any:

@@ -12,6 +12,7 @@ from siglightning.models.towers import unknown_name
 
 _SUFFIXES = (".safetensors", ".pt", ".pth", ".bin", ".npz", ".ckpt")
 _SCHEMES: dict[str, Kind] = {"hf": "transformers", "open_clip": "open_clip"}
+_CONFIGURATIONS = (".yaml", ".yml", ".json")
 _OPEN_CLIP_CONFIG = "open_clip_config.json"
 
 
@@ -102,6 +103,11 @@ def _kind_of(path: Path) -> Kind:
 
     if is_run(path):
         return "run"
+    if path.suffix in _CONFIGURATIONS:
+        raise ValueError(
+            f"{path} is a configuration and has no weights. Give the folder that it lies in, {path.parent}, or a "
+            "checkpoint with --config FILE beside it."
+        )
     if path.is_file():
         return "big_vision" if is_big_vision(archived_names(path)) else "open_clip"
     if is_exported(path):
