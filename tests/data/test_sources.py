@@ -10,6 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from siglightning.data import PicturesDataModule
 from siglightning.data.images import BadSampleError, decode
 from siglightning.data.pictograms import PictogramArchive
 from siglightning.data.sources import Columns, FilesSource, FolderSource, TableSource
@@ -236,3 +237,12 @@ def test_a_tables_fingerprint_is_that_of_its_words(pictures, samples):
     assert TableSource(write("parquet", pictures / "b.parquet", rows)).fingerprint == first
     rows[7]["caption"] = "another"
     assert TableSource(write("parquet", pictures / "c.parquet", rows)).fingerprint != first
+
+
+def test_a_picture_by_itself_is_a_set_of_one(folder):
+    one = folder / "animal" / "deep" / "00.png"
+    source = PicturesDataModule(str(one)).open_parts().tests["pictures"]
+    assert (len(source), source.key(0), source.read(0).image) == (1, "00.png", one.read_bytes())
+    for wrong, told in (("animal/notes.txt", "found none"), ("nowhere.png", "nowhere.png does not exist")):
+        with pytest.raises(ValueError, match=told):
+            PicturesDataModule(str(folder / wrong)).open_parts()

@@ -11,12 +11,12 @@ from siglightning.data.sources.files import SUFFIXES, FilesSource, pictures_belo
 
 
 class PicturesDataModule(MapStyleDataModule):
-    """All pictures below a folder, in the order of their paths, without labels or captions.
+    """All pictures below a folder, in the order of their paths, or one picture; without labels or captions.
 
     Their set is called ``pictures``.
 
     Args:
-        root: the folder.
+        root: the folder, or the file of one picture.
         others: of :class:`MapStyleDataModule`.
     """
 
@@ -27,10 +27,14 @@ class PicturesDataModule(MapStyleDataModule):
     @override
     def open_parts(self) -> Parts:
         root = Path(self.root)
-        if not root.is_dir():
-            raise ValueError(f"Expected a folder of pictures, but {root} does not exist. Check `data.init_args.root`.")
-        names = list(pictures_below(root))
+        if not root.exists():
+            raise ValueError(
+                f"Expected a picture or a folder of pictures, but {root} does not exist. Check `data.init_args.root`."
+            )
+        folder = root if root.is_dir() else root.parent
+        found = pictures_below(root) if root.is_dir() else [root.name]
+        names = [name for name in found if name.lower().endswith(SUFFIXES)]
         if not names:
             raise ValueError(f"Expected pictures ({', '.join(SUFFIXES)}) in {root} or below it, found none.")
-        source = FilesSource(root, names, np.full((len(names), 1), -1), [])
+        source = FilesSource(folder, names, np.full((len(names), 1), -1), [])
         return Parts(source, source, {"pictures": source})
