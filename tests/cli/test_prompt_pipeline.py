@@ -57,10 +57,7 @@ def folder(tmp_path_factory):
 
 def test_ranking_is_that_of_the_pipeline(folder, monkeypatch):
     monkeypatch.chdir(folder)
-    tower = "{name: 'hf:" + str(folder / "siglip") + "', pretrained: true}"
-    network = "--model.network.init_args"
-    flags = [f"{network}.image_tower={tower}", f"{network}.text_tower={tower}"]
-    flags += [f"{network}.init_log_scale={SCALE}", f"{network}.init_bias={BIAS}"]
+    flags = [f"--model.network.source={folder / 'siglip'}"]  # t' and b come with it
     flags += [f"--model.prompts={json.dumps(PROMPTS)}", f"--model.templates={json.dumps([TEMPLATE])}"]
     flags += ["--data.root=pictures", "--data.num_workers=0", "--trainer.accelerator=cpu", "--run_dir=asked"]
     flags += ["--trainer.enable_progress_bar=false", "--trainer.callbacks+=siglightning.callbacks.PredictionWriter"]

@@ -7,6 +7,7 @@ import csv
 import json
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 import torch
 import transformers
@@ -161,16 +162,9 @@ def test_satellite_pictures_by_prompts_alone(towers, million_aid, tmp_path):
     assert metrics["zeroshot_acc"]["chance"] == pytest.approx(1 / 51)
     assert (zeroshot / "test" / "figures" / "ranked_test.png").is_file()
 
-    asked = ["--model.init_args.prompts", '[harbour, "a field of snow", airport]']
-    folder = million_aid / "test" / "water_area"
-    run(
-        "predict",
-        "satellite_prompts",
-        towers["siglip"],
-        folder,
-        tmp_path / "asked",
-        "--resume=never",
-        *asked,
-        texts=True,
-    )
-    assert len(list((tmp_path / "asked" / "predict").glob("*.parquet"))) == 1
+    asked, picture = tmp_path / "asked", next((million_aid / "test" / "water_area").rglob("*.jpg"))
+    flags = [f"--model.network.source={towers['siglip']}", f"--data.root={picture}", "--data.num_workers=0"]
+    flags += ["--model.prompts", '[harbour, "a field of snow", airport]', "--resume=never", f"--run_dir={asked}"]
+    assert main(["predict", "--config", "recipe/satellite_prompts", *flags, *QUICK]) == 0
+    (table,) = (asked / "predict").glob("*.parquet")
+    assert pq.read_table(table)["id"].to_pylist() == [picture.name] * 3
