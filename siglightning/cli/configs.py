@@ -5,6 +5,8 @@ from difflib import get_close_matches
 from functools import reduce
 from pathlib import Path
 
+import yaml
+
 import siglightning
 
 VARIANTS = "variant"  # the folder of what is given after a recipe and changes it
@@ -51,15 +53,34 @@ def resolve_arguments(arguments: Sequence[str]) -> list[str]:
 
 
 def _with_nulls(arguments: Iterator[str]) -> Iterator[str]:
-    """Turn ``--a.b.c null`` into a configuration; to a class within a class jsonargparse hands on the word "None"."""
+    """Turn ``--a.b.c null`` into a configuration; to a class within a class jsonargparse hands on the word "None".
+
+    Likewise ``--a.b.c '{d: [1, null]}'``.
+    """
     left = list(arguments)
     while left:
         argument = left.pop(0)
         flag, _, value = argument.partition("=")
         is_nested = flag.startswith("--") and flag.count(".") > 1
-        if is_nested and argument == flag and left[:1] == ["null"]:
+        if is_nested and argument == flag and left and _says_null(left[0]):
             value = left.pop(0)
-        yield "--config=" + _nested(flag[2:].split("."), value) if is_nested and value == "null" else argument
+        yield "--config=" + _nested(flag[2:].split("."), value) if is_nested and _says_null(value) else argument
+
+
+def _says_null(text: str) -> bool:
+    """Whether a value is null, or a list or group with one in it."""
+    if "null" not in text:
+        return False
+    try:
+        waiting = [yaml.safe_load(text)]
+    except yaml.YAMLError:
+        return False
+    while waiting:
+        value = waiting.pop()
+        if value is None:
+            return True
+        waiting += value.values() if isinstance(value, dict) else value if isinstance(value, list) else []
+    return False
 
 
 def _nested(keys: Sequence[str], value: str) -> str:
