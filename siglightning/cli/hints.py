@@ -58,6 +58,7 @@ def explain(message: str, vocabulary: Vocabulary) -> str:
     """
     for rule in (
         _denied,
+        _other_task,
         _no_choice,
         _unknown_parameter,
         _unknown_class,
@@ -81,6 +82,17 @@ def _denied(message: str, vocabulary: Vocabulary) -> str | None:
     return (
         f"{match[1]!r} lies outside the packages that a configuration may name; nothing was imported. "
         f"If you wrote it or trust it, add --trust_imports {package}"
+    )
+
+
+def _other_task(message: str, vocabulary: Vocabulary) -> str | None:
+    """Towers of a configuration whose task was changed behind it: jsonargparse reads what it has read before."""
+    if not re.search(r"Given value: Namespace\(name=.+__subclasses_disabled__", message):
+        return None
+    return (
+        "The towers of a configuration cannot be taken over to another task. Name the network by itself: "
+        "--config recipe/satellite_prompts --model.network.source RUN, or class_path: "
+        "siglightning.models.load_two_tower with `source: RUN` in a configuration."
     )
 
 

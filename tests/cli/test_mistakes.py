@@ -83,6 +83,15 @@ def test_masks_that_cannot_be_are_refused(arguments, here, capsys):
     assert MASKS[arguments] in error
 
 
+def test_the_towers_of_another_task_are_named_otherwise(here, capsys):
+    from siglightning.cli import main
+
+    before = contents(here)
+    assert main(["predict", "--config=quickstart", "--model=MultiLabelTask"]) == 2
+    assert "--model.network.source RUN" in capsys.readouterr().err
+    assert contents(here) == before
+
+
 def test_missing_sections_are_named(here, capsys):
     from siglightning.cli import main
 
