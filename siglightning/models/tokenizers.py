@@ -5,7 +5,6 @@ caption of a batch instead gives embeddings that look healthy and are wrong. Her
 tokenizer, not of the batch.
 """
 
-import json
 import re
 import string
 import unicodedata
@@ -19,13 +18,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from siglightning.models.foreign import first_words, no_foreign_code, refusing
+from siglightning.models.foreign import refusing
+from siglightning.models.hf_tokenizers import open_hugging_face
 
 SCHEMES = ("clip", "sentencepiece:", "hf:", "open_clip:")
 # Of like words and letters, so that a vocabulary which knows none of them gives both the same ids.
 _ALIKE = ("a red cat", "a big dog")
 _OWN_WORDS = 64  # that a vocabulary is asked for
-_READ_AS_WRITTEN = ("PreTrainedTokenizerFast", "SiglipTokenizer")
 CACHED_CAPTIONS = 2**15  # some 10 MB a process; captions come back every epoch, and cleaning them costs 0.1 ms each
 _NO_PUNCTUATION = str.maketrans("", "", string.punctuation)
 
@@ -293,35 +292,6 @@ def _closing_special_token(ids: Sequence[int], special: set[int]) -> int | None:
 
 def _hugging_face_vocabulary(name: str) -> Vocabulary:
     return _wrap_hugging_face(open_hugging_face(name), clean=None)
-
-
-def open_hugging_face(name: str) -> Any:
-    """The tokenizer of transformers in a folder or on the hub.
-
-    Raises:
-        ValueError: it cannot be had, is damaged, or would have to run code.
-    """
-    try:
-        with no_foreign_code():
-            return _reader_of(name).from_pretrained(name, trust_remote_code=False)
-    except Exception as error:  # the Rust library raises bare Exception, and files may hold anything
-        raise ValueError(
-            f"Tokenizer {name!r} could not be loaded from a folder or the Hugging Face hub "
-            f"({first_words(error)}). Check the name and the connection, or give the path of a downloaded copy."
-        ) from error
-
-
-def _reader_of(name: str) -> Any:
-    """The class of transformers that reads a tokenizer, by name or folder.
-
-    ``AutoTokenizer`` takes whatever lies beside a ``siglip2`` for the vocabulary of Gemma, since published folders of
-    that type name the wrong class. A folder that names a plain class, or SigLIP's, is read as it says.
-    """
-    import transformers
-
-    file = Path(name) / "tokenizer_config.json"
-    written = json.loads(file.read_text(encoding="utf-8")).get("tokenizer_class") if file.is_file() else None
-    return getattr(transformers, written) if written in _READ_AS_WRITTEN else transformers.AutoTokenizer
 
 
 def _wrap_hugging_face(tokenizer: Any, clean: Callable[[str], str] | None) -> Vocabulary:

@@ -15,7 +15,8 @@ from tokenizers import Tokenizer as FastTokenizer
 from tokenizers.models import BPE
 
 from siglightning.models.export.unheld import UnheldError
-from siglightning.models.tokenizers import Tokenizer, open_hugging_face
+from siglightning.models.hf_tokenizers import open_hugging_face
+from siglightning.models.tokenizers import Tokenizer
 
 PAD = "<pad>"
 _ENTITIES = {"&amp;": "&", "&lt;": "<", "&gt;": ">", "&quot;": '"', "&#39;": "'", "&nbsp;": " "}
