@@ -34,7 +34,7 @@ def patches_config(network: TwoTower) -> dict[str, Any]:
     """
     if network.resizing.crop is not None:
         raise UnheldError("the middle is cut out of its pictures, which Siglip2ImageProcessor does not do")
-    patch = int(network.image_tower.trunk.config.patch_size)  # type: ignore[union-attr, arg-type]
+    patch = int(network.image_tower.trunk.config.patch_size)  # type: ignore[union-attr, arg-type]  # untyped
     config = preprocessor_config(network)
     del config["size"]
     return config | {
