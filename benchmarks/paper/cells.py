@@ -1,12 +1,15 @@
 """Cells as files: what is done is not done again, what failed says so, what was killed is tried once more."""
 
 import json
+import logging
 import multiprocessing
 import time
 import traceback
+import warnings
 from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -66,7 +69,8 @@ def run_cell(study: Study, settings: Settings, workspace: Workspace) -> str:
     file.write(state="begun", **known)
     start, cpu = time.perf_counter(), time.process_time()
     try:
-        values = study.run(settings, workspace)
+        with _only_errors():
+            values = study.run(settings, workspace)
     except KeyboardInterrupt:
         file.path.unlink()  # it did nothing wrong: the next start begins it anew, as often as it takes
         raise
@@ -77,6 +81,20 @@ def run_cell(study: Study, settings: Settings, workspace: Workspace) -> str:
     seconds = {"seconds": time.perf_counter() - start, "cpu_seconds": time.process_time() - cpu}
     file.write(state="done", values=values, commit=_commit(), **seconds, **known)
     return "done"
+
+
+@contextmanager
+def _only_errors() -> Iterator[None]:
+    """Without what Lightning says of each of some hundred Trainers; whoever called hears it again afterwards."""
+    logger = logging.getLogger("lightning.pytorch")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=".*(eval mode at the start|not have many workers|LeafSpec).*")
+            yield
+    finally:
+        logger.setLevel(level)
 
 
 def pending(study: Study, workspace: Workspace, retry: bool) -> list[Settings]:

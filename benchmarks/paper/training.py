@@ -1,8 +1,6 @@
 """One run of a study: the project's task and data under Lightning's Trainer, without files or a command line."""
 
-import logging
 import math
-import warnings
 from collections.abc import Callable
 from functools import lru_cache, partial
 from typing import Any
@@ -68,9 +66,7 @@ def _tokenizer(source: str, context_length: int, canonicalize: bool) -> Tokenize
 
 
 def trainer(steps: int, workspace: Workspace, **options: Any) -> Trainer:
-    """A quiet Trainer that logs the last step only, unless told otherwise, and writes nothing."""
-    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
-    warnings.filterwarnings("ignore", message=".*(eval mode at the start|does not have many workers|LeafSpec).*")
+    """A Trainer without a bar that logs the last step only, unless told otherwise, and writes nothing."""
     defaults = {
         "max_steps": steps,
         "accelerator": "cpu",

@@ -1,5 +1,7 @@
 """Studies at their smallest size, end to end; stored noise equals embedded noise; few-shot accuracy and spikes."""
 
+import logging
+
 import numpy as np
 import pytest
 import torch
@@ -54,7 +56,9 @@ def test_label_noise_end_to_end(workspace):
 def test_a_cell_of_each_kind_runs(name, workspace):
     study = STUDIES[name]
     study.prepare(workspace)
+    level = logging.getLogger("lightning.pytorch").level
     assert run_cell(study, study.cells(workspace)[0], workspace) == "done", failures(study, workspace)
+    assert logging.getLogger("lightning.pytorch").level == level  # others of this process are to hear Lightning
 
 
 @pytest.mark.slow
