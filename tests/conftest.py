@@ -1,9 +1,32 @@
-"""Shared set-up: the references are importable, and each test process keeps to one core."""
+"""Shared set-up: the references are importable, each test process keeps to one core, faults can be written down."""
 
+import json
 import sys
 from pathlib import Path
 
+import pytest
 import torch
 
 sys.path.insert(0, str(Path(__file__).parent))
 torch.set_num_threads(1)  # two test processes share two cores
+
+
+def pytest_addoption(parser):
+    parser.addoption("--faults-to", type=Path, help="append what fault tests observed to this file, JSON a line")
+
+
+@pytest.fixture
+def observe(request):
+    """Write down ``observe(fault, expected=..., observed=..., seconds=...)`` for benchmarks/results/faults.md.
+
+    ``seconds`` are those from the fault until the run had ended or was going on again, as ``observed`` says.
+    """
+    path, test = request.config.getoption("--faults-to"), request.node.nodeid
+
+    def write(fault, *, expected, observed, seconds):
+        if path is not None:
+            row = {"fault": fault, "expected": expected, "observed": observed, "seconds": seconds, "test": test}
+            with path.open("a") as file:
+                file.write(json.dumps(row) + "\n")
+
+    return write

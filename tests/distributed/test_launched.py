@@ -33,7 +33,7 @@ def fit(folder, run_dir, *flags):
     command = [sys.executable, "-m", "siglightning", "fit", "--config", "quickstart", "--config", "small.yaml"]
     return subprocess.run(
         [*command, "--run_dir", run_dir, *flags],
-        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parent)},
+        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[1] / "faults")},
         cwd=folder,
         capture_output=True,
         text=True,

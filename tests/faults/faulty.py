@@ -2,21 +2,38 @@
 
 import os
 import signal
+import time
 from pathlib import Path
 
 from lightning.pytorch import Callback
 
 
-class KillOnce(Callback):
-    """Kill -9 of one rank at one step, on the first attempt of a launcher that restarts."""
+def attempt():
+    """How often a launcher that restarts has started this process again."""
+    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
 
-    def __init__(self, rank: int, step: int) -> None:
-        self.rank, self.step = rank, step
+
+class KillAt(Callback):
+    """Kill -9 of a rank at a step, per attempt of a launcher that restarts: ``kills`` are (attempt, rank, step).
+
+    The times of a kill and of the first step of the attempt after it are lines of ``note``.
+    """
+
+    def __init__(self, kills: list[list[int]], note: str) -> None:
+        self.kills, self.note = kills, Path(note)
+
+    def on_train_start(self, trainer, *_):
+        if attempt() > 0 and trainer.global_rank == 0:
+            self.write("back")
 
     def on_train_batch_start(self, trainer, *_):
-        is_first = os.environ.get("TORCHELASTIC_RESTART_COUNT") == "0"
-        if is_first and (trainer.global_rank, trainer.global_step) == (self.rank, self.step):
+        if [attempt(), trainer.global_rank, trainer.global_step] in self.kills:
+            self.write("kill")
             os.kill(os.getpid(), signal.SIGKILL)
+
+    def write(self, event):
+        with self.note.open("a") as file:
+            file.write(f"{event} {time.time()}\n")
 
 
 class Fault(Callback):
@@ -49,12 +66,12 @@ class Fail(Fault):
 class Terminate(Callback):
     """SIGTERM to one rank at one step, or to the launcher that is its parent; on the first attempt."""
 
-    def __init__(self, rank: int, step: int, parent: bool = False) -> None:
-        self.rank, self.step, self.parent = rank, step, parent
+    def __init__(self, rank: int, step: int, note: str, parent: bool = False) -> None:
+        self.rank, self.step, self.note, self.parent = rank, step, note, parent
 
     def on_train_batch_start(self, trainer, *_):
-        is_first = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") == "0"
-        if is_first and (trainer.global_rank, trainer.global_step) == (self.rank, self.step):
+        if attempt() == 0 and (trainer.global_rank, trainer.global_step) == (self.rank, self.step):
+            Path(self.note).write_text(str(time.time()))
             os.kill(os.getppid() if self.parent else os.getpid(), signal.SIGTERM)
 
 
