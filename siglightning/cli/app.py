@@ -17,7 +17,8 @@ from typing_extensions import override
 import siglightning.data
 import siglightning.distributed.strategy
 import siglightning.tasks  # noqa: F401  # their names work in configurations
-from siglightning.cli.checks import config_changes, require_file, require_known, require_one_beginning
+from siglightning.cli.changes import changes_since_last_start, require_same_recipe
+from siglightning.cli.checks import require_file, require_known, require_one_beginning
 from siglightning.cli.defaults import default_callbacks, with_atomic_checkpoints
 from siglightning.cli.length import resolve_length
 from siglightning.cli.loggers import redirect_loggers, with_metrics_csv
@@ -126,6 +127,12 @@ class SigCLI(LightningCLI):
         parser.add_argument(
             "--test_after_fit", type=bool, default=True, help="Evaluate the final weights on the test sets after fit."
         )
+        parser.add_argument(
+            "--allow_changed_recipe",
+            type=bool,
+            default=False,
+            help="Go on with a run although its model, data or recipe is another one than it has had so far.",
+        )
         parser.add_lightning_class_args(RunCheckpoint, "checkpoint")
         parser.add_lightning_class_args(Watchdog, "watchdog")
 
@@ -158,6 +165,7 @@ class SigCLI(LightningCLI):
         kept = config.clone()
         kept.ckpt_path = None  # where this start took its weights from; a later one has the run's own
         self._saved_config = self._parser(self.subcommand).dump(kept, skip_none=False)
+        self._tell_changes(config)
         run_dir = self.session.run_dir
         if run_dir is None:
             self._scratch = tempfile.TemporaryDirectory(prefix="siglightning-")
@@ -165,6 +173,18 @@ class SigCLI(LightningCLI):
         else:
             config.trainer.default_root_dir = str(run_dir.root)
             redirect_loggers(config.trainer, run_dir)
+
+    def _tell_changes(self, config: Any) -> None:
+        """Say what is not as at the last start of the run; refuse what would make another run of it."""
+        run_dir, start = self.session.run_dir, self.session.start
+        if self.subcommand != "fit" or run_dir is None or start.number == 0:
+            return
+        changes = changes_since_last_start(run_dir, self._saved_config)
+        if start.checkpoint is not None and not config.allow_changed_recipe:
+            data_may_change = bool(config.data.get("init_args", {}).get("allow_changed_data"))
+            require_same_recipe(run_dir, changes, start.global_step, data_may_change=data_may_change)
+        for change in changes:
+            notice(f"Changed since the last start: {change}")
 
     @override
     def _instantiate_trainer(self, config: dict[str, Any], callbacks: list[Callback]) -> Trainer:
@@ -187,6 +207,8 @@ class SigCLI(LightningCLI):
     @override
     def after_instantiate_classes(self) -> None:
         if self.subcommand == "fit":
+            if self.config["fit"].allow_changed_recipe and hasattr(self.datamodule, "allow_changed_data"):
+                self.datamodule.allow_changed_data = True
             for part in (self.datamodule, self.model):
                 if hasattr(part, "check_processes"):  # here, since later each process would say it
                     part.check_processes(self.trainer)
@@ -255,9 +277,6 @@ class SigCLI(LightningCLI):
         number = self.session.start.number
         config_path, environment_path = run_dir.config_of(number), run_dir.environment_of(number)
         self.session.wrote(config_path, environment_path)
-        if number > 0:
-            for line in config_changes(run_dir.config.read_text(), self._saved_config):
-                notice(f"Changed since the first start: {line}")
         write_text(config_path, self._saved_config)
         environment = describe_environment(self.trainer.world_size, self.session.command)
         write_text(environment_path, json.dumps(environment, indent=2) + "\n")

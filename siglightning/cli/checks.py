@@ -1,10 +1,8 @@
-"""What the command line refuses by itself before anything is built, and what changed since a run began."""
+"""What the command line refuses by itself before anything is built."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
-
-import yaml
 
 from siglightning.cli.hints import nearest
 from siglightning.models.interop import require_source
@@ -49,17 +47,3 @@ def require_one_beginning(init_from: str | None, ckpt_path: str | None) -> None:
             "Give one of them."
         )
     require_source(init_from, "init_from")
-
-
-def config_changes(before: str, after: str) -> list[str]:
-    """Differences of two configurations, one line a key: ``trainer.max_steps: 100 -> 200``."""
-    old, new = dict(_flat(yaml.safe_load(before))), dict(_flat(yaml.safe_load(after)))
-    return [f"{key}: {old.get(key)} -> {new.get(key)}" for key in {**old, **new} if old.get(key) != new.get(key)]
-
-
-def _flat(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    if isinstance(value, dict) and value:
-        for key, inner in value.items():
-            yield from _flat(inner, f"{prefix}.{key}" if prefix else str(key))
-    else:
-        yield prefix, value

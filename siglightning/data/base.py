@@ -280,13 +280,13 @@ class BaseDataModule(LightningDataModule, ABC):
         if self.allow_changed_data or (self.trainer is not None and self.trainer.state.fn != TrainerFn.FITTING):
             return
         ours = self.state_dict()
-        for name, saved in state_dict.items():
-            if name in ours and ours[name] != saved:
-                raise ValueError(
-                    f"The checkpoint was trained with data `{name}` {saved!r}, this run has {ours[name]!r}: it cannot "
-                    "continue at the same place. Restore the old data settings, start a new run from its weights, or "
-                    "go on all the same with `data.init_args.allow_changed_data: true`."
-                )
+        changes = [f"{k}: {old} -> {ours[k]}" for k, old in state_dict.items() if k in ours and ours[k] != old]
+        if changes:
+            raise ValueError(
+                f"Expected the training data of the checkpoint, got others: {'; '.join(changes)} (`fingerprint` is "
+                "that of samples, captions and augmentation). Restore them, start a new run from the weights, or go "
+                "on, not at the same place, with `data.init_args.allow_changed_data: true`."
+            )
 
     def _trained_position(self) -> tuple[int, int]:
         """(epoch, batches done in it), from the count of trained batches that every checkpoint holds.

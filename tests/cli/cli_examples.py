@@ -1,5 +1,6 @@
 """A tiny task and its data, for tests of the command line; they resume exactly, as ours do."""
 
+import json
 import os
 import signal
 import threading
@@ -35,8 +36,7 @@ class TinyTask(LightningModule):
     def __init__(
         self,
         width: int = 3,
-        fail_at: int = -1,
-        failure: str = "",
+        name: str = "",
         optimizer: OptimizerCallable = lambda p: torch.optim.Adam(p, lr=0.05),
     ):
         super().__init__()
@@ -44,31 +44,13 @@ class TinyTask(LightningModule):
         if width < 1:
             raise ValueError(f"TinyTask expects width >= 1, got {width}. Give a positive one.")
         self.layer = nn.Linear(width, 1)
-        self.fail_at, self.failure, self.optimizer = fail_at, failure, optimizer
+        self.optimizer = optimizer
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        if self.global_step == self.fail_at:
-            self.fail()
         noise = torch.randn(BATCH, 1, generator=torch.Generator().manual_seed(self.global_step))
         loss = (self.layer(batch["image_embed"]) - batch["image_embed"].sum(1, keepdim=True) + noise).pow(2).mean()
         self.log("train/loss", loss)
         return loss
-
-    def fail(self):
-        if self.failure == "kill":
-            os.kill(os.getpid(), signal.SIGKILL)
-        if self.failure == "deaf":
-            for _ in range(2):
-                os.kill(os.getpid(), signal.SIGTERM)
-        if self.failure == "memory":
-            torch.empty(2**60)  # what the allocator says, in its own words
-        if self.failure == "interrupt":
-            raise KeyboardInterrupt
-        if self.failure == "value":
-            raise ValueError("shapes differ inside a step")
-        if self.failure == "nan":
-            raise NotFiniteError("The loss is nan at step 3.")
-        raise RuntimeError("something broke")
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         self.log("val/loss", self.layer(batch["image_embed"]).pow(2).mean())
@@ -119,6 +101,39 @@ class TinyData(LightningDataModule):
 
     def test_dataloader(self) -> DataLoader:
         return DataLoader(self.rows, batch_size=BATCH)
+
+
+class Fail(Callback):
+    """A callback that fails before a step, in one of several ways."""
+
+    def __init__(self, step: int, failure: str = "") -> None:
+        self.step, self.failure = step, failure
+
+    def on_train_batch_start(self, trainer, *_) -> None:
+        if trainer.global_step == self.step:
+            self.fail()
+
+    def fail(self):
+        if self.failure == "kill":
+            os.kill(os.getpid(), signal.SIGKILL)
+        if self.failure == "deaf":
+            for _ in range(2):
+                os.kill(os.getpid(), signal.SIGTERM)
+        if self.failure == "memory":
+            torch.empty(2**60)  # what the allocator says, in its own words
+        if self.failure == "interrupt":
+            raise KeyboardInterrupt
+        if self.failure == "value":
+            raise ValueError("shapes differ inside a step")
+        if self.failure == "nan":
+            raise NotFiniteError("The loss is nan at step 3.")
+        raise RuntimeError("something broke")
+
+
+def fails(step, failure=""):
+    """The flag for it; a start without it goes on."""
+    callback = {"class_path": "cli_examples.Fail", "init_args": {"step": step, "failure": failure}}
+    return f"--config={json.dumps({'trainer': {'callbacks': [callback]}})}"
 
 
 class Crash(Callback):

@@ -4,10 +4,11 @@ import re
 import shutil
 
 import pytest
+from cli_examples import fails
 
 
 def starts_of_one_run(fit, fragment):
-    code, out = fit("--config", fragment, "--run_dir", "run", "--model.fail_at=5")
+    code, out = fit("--config", fragment, "--run_dir", "run", fails(5))
     assert code == 1, out
     code, out = fit("--config", fragment, "--run_dir", "run")
     assert code == 0, out

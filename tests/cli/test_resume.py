@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from cli_examples import TINY
+from cli_examples import TINY, fails
 
 from siglightning.cli import main
 
@@ -64,7 +64,7 @@ def undisturbed(whole_run, here):
 def test_a_crash_leaves_no_mark(undisturbed, fit, every, fail_at):
     """The failing step is not reached again, because the second start leaves the failure out."""
     more = ("--run_dir", "cut", f"--checkpoint.every_n_steps={every}")
-    code, out = fit(*more, f"--model.fail_at={fail_at}")
+    code, out = fit(*more, fails(fail_at))
     assert code == 1
     assert "RuntimeError: something broke" in out
     assert ended("cut")["status"] == "failed"
@@ -73,7 +73,7 @@ def test_a_crash_leaves_no_mark(undisturbed, fit, every, fail_at):
     code, out = fit(*more, "--resume=must")
     assert code == 0, out
     assert "Resuming cut from step" in out
-    assert f"Changed since the first start: model.init_args.fail_at: {fail_at} -> -1" in out
+    assert "Changed since the last start: trainer.callbacks: [{'class_path': 'cli_examples.Fail'" in out
     assert_same_run("cut", undisturbed)
     assert ended("cut") | {"seconds": 0, "finished_at": ""} == {
         **{"status": "done", "exit_code": 0, "global_step": 10, "message": ""},
@@ -95,7 +95,7 @@ def test_a_crash_in_a_validation_repeats_it(undisturbed, fit, every, step):
 def test_kill_9_then_the_same_command_again(undisturbed, fit, here):
     """Nothing runs after SIGKILL: what is on disk must do, and the lock must be free."""
     arguments = ["fit", "--config", "tiny.yaml", "--trust_imports", "cli_examples", "--run_dir", "cut"]
-    arguments += ["--checkpoint.every_n_steps=2", "--model.failure=kill", "--model.fail_at=7"]
+    arguments += ["--checkpoint.every_n_steps=2", fails(7, "kill")]
     killed = subprocess.run(
         [sys.executable, "-m", "siglightning", *arguments],
         env=os.environ | {"PYTHONPATH": str(TESTS)},
@@ -118,18 +118,18 @@ def test_a_longer_run_continues_exactly(fit):
     assert fit("--run_dir", "short", "--trainer.max_steps=9")[0] == 0
     code, out = fit("--run_dir", "short", "--trainer.max_steps=15")
     assert code == 0
-    assert "Changed since the first start: trainer.max_steps: 9 -> 15" in out
+    assert "Changed since the last start: trainer.max_steps: 9 -> 15" in out
     assert metrics("short") == metrics("long")
     torch.testing.assert_close(final_state("short", 15), final_state("long", 15), rtol=0, atol=0)
 
 
 def test_each_start_leaves_its_config_and_environment(fit, here):
-    fit("--run_dir", "run", "--model.fail_at=5")
+    fit("--run_dir", "run", fails(5))
     first = (here / "run" / "config.yaml").read_text()
     fit("--run_dir", "run")
     assert (here / "run" / "config.yaml").read_text() == first
     saved = yaml.safe_load((here / "run" / "config.resume-1.yaml").read_text())
-    assert saved["model"]["init_args"]["fail_at"] == -1
+    assert saved["trainer"]["callbacks"] is None
     assert saved["model"]["init_args"]["optimizer"]["init_args"]["lr"] == 0.05
     environment = json.loads((here / "run" / "env.resume-1.json").read_text())
     assert environment["command"][:4] == ["siglightning", "fit", "--config", "tiny.yaml"]
@@ -144,13 +144,14 @@ def test_a_saved_config_repeats_the_run(undisturbed, fit):
 
 
 def test_checkpoint_values_never_override_flags(fit, here):
-    """The checkpoint stores fail_at=5 among its hyper-parameters; the second start does not."""
-    fit("--run_dir", "run", "--model.fail_at=5")
+    """The checkpoint stores the name that the first run had among its hyper-parameters; the second has another."""
+    fit("--run_dir", "run", fails(5), "--model.name=first")
     found = torch.load(here / "run" / "checkpoints" / "step-00000004.ckpt", weights_only=True)
-    assert found["hyper_parameters"]["fail_at"] == 5
-    code, _ = fit("--run_dir", "other", "--ckpt_path", "run/checkpoints/step-00000004.ckpt")
-    assert code == 0
-    assert ended("other")["global_step"] == 10
+    assert found["hyper_parameters"]["name"] == "first"
+    more = ("--ckpt_path", "run/checkpoints/step-00000004.ckpt", "--model.name=second")
+    assert fit("--run_dir", "other", *more)[0] == 0
+    found = torch.load(here / "other" / "checkpoints" / "step-00000010.ckpt", weights_only=True)
+    assert found["hyper_parameters"]["name"] == "second"
 
 
 def test_a_finished_run_is_refused_and_stays_finished(undisturbed, fit):
@@ -165,14 +166,14 @@ def test_a_finished_run_is_refused_and_stays_finished(undisturbed, fit):
 
 
 def test_never_refuses_what_is_there(fit):
-    fit("--run_dir", "run", "--model.fail_at=5")
+    fit("--run_dir", "run", fails(5))
     code, out = fit("--run_dir", "run", "--resume=never")
     assert code == 2
     assert "`--resume never` forbids to continue it" in out
 
 
 def test_a_run_without_a_checkpoint_starts_again_or_must_not(undisturbed, fit):
-    fit("--run_dir", "run", "--model.fail_at=2")
+    fit("--run_dir", "run", fails(2))
     code, out = fit("--run_dir", "run", "--resume=must")
     assert code == 2
     assert "expects a checkpoint in run/checkpoints, found none" in out
@@ -182,7 +183,7 @@ def test_a_run_without_a_checkpoint_starts_again_or_must_not(undisturbed, fit):
 
 
 def test_a_damaged_checkpoint_is_passed_over(undisturbed, fit, here):
-    fit("--run_dir", "cut", "--checkpoint.every_n_steps=2", "--model.fail_at=7")
+    fit("--run_dir", "cut", "--checkpoint.every_n_steps=2", fails(7))
     newest = here / "cut" / "checkpoints" / "step-00000006.ckpt"
     newest.write_bytes(newest.read_bytes()[:-100])
     code, out = fit("--run_dir", "cut", "--checkpoint.every_n_steps=2")
@@ -193,9 +194,9 @@ def test_a_damaged_checkpoint_is_passed_over(undisturbed, fit, here):
 
 
 def test_another_models_checkpoint_is_refused(fit, here):
-    fit("--run_dir", "run", "--model.fail_at=5")
+    fit("--run_dir", "run", fails(5))
     kept = sorted(path.name for path in (here / "run").iterdir())
-    code, out = fit("--run_dir", "run", "--model.width=5", "--data.width=5")
+    code, out = fit("--run_dir", "run", "--model.width=5", "--data.width=5", "--allow_changed_recipe=true")
     assert code == 2
     assert "is a checkpoint of another model: layer.weight is [1, 5] in the model and [1, 3] in the checkpoint" in out
     assert ended("run")["status"] == "failed"
@@ -208,7 +209,7 @@ def test_another_models_checkpoint_is_refused(fit, here):
 )
 def test_ends_during_training(failure, code, status, fit, here):
     """A ValueError in a step is a bug, not a configuration error; the run can be resumed in any case."""
-    got, out = fit("--run_dir", "run", f"--model.failure={failure}", "--model.fail_at=5")
+    got, out = fit("--run_dir", "run", fails(5, failure))
     assert got == code
     assert ("Traceback" in out) == (failure == "value")
     assert ended("run")["status"] == status
@@ -244,7 +245,7 @@ def test_every_so_many_steps_a_checkpoint_is_kept_for_good(fit, here):
 
 
 def test_out_of_memory_says_what_to_turn(fit, here):
-    code, out = fit("--run_dir", "run", "--model.failure=memory", "--model.fail_at=5")
+    code, out = fit("--run_dir", "run", fails(5, "memory"))
     assert code == 1
     assert "Out of memory. In this order: lower the network's `micro_batch_size`" in out
     assert "Traceback" not in out

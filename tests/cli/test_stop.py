@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from cli_examples import TINY
+from cli_examples import TINY, fails
 from test_resume import TESTS, assert_same_run, ended, final_state, metrics
 
 from siglightning.cli import main
@@ -100,7 +100,7 @@ def test_an_evaluation_ends_at_once(undisturbed, fit, command):
 def test_a_second_signal_leaves_at_once(here):
     """In a process of its own, since it ends; the first signal waits for a step that does not end."""
     arguments = ["fit", "--config", "tiny.yaml", "--trust_imports", "cli_examples", "--run_dir", "cut"]
-    arguments += ["--checkpoint.every_n_steps=1", "--model.failure=deaf", "--model.fail_at=7"]
+    arguments += ["--checkpoint.every_n_steps=1", fails(7, "deaf")]
     run = subprocess.run(
         [sys.executable, "-m", "siglightning", *arguments],
         env=os.environ | {"PYTHONPATH": os.pathsep.join([str(TESTS), os.environ.get("PYTHONPATH", "")])},
