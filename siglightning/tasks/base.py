@@ -6,6 +6,7 @@ from typing import Any, Self
 import torch
 from lightning.pytorch import LightningModule
 from lightning.pytorch.cli import OptimizerCallable
+from lightning.pytorch.plugins.precision import DoublePrecision
 from lightning.pytorch.utilities import rank_zero_info
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn
@@ -87,8 +88,14 @@ class BaseTask(LightningModule):
         self._batch: Batch | None = None
 
     def setup(self, stage: str) -> None:
-        """Apply the rules that freeze, before any strategy wraps the module."""
+        """Apply the rules that freeze, before any strategy wraps the module.
+
+        With precision ``64-true`` the weights become doubles here: Lightning does so only after it has restored a
+        checkpoint, whose weights would be rounded to fp32 in between.
+        """
         freeze(self, self.rules)
+        if isinstance(self.trainer.precision_plugin, DoublePrecision):
+            self.double()
 
     def require_in_batch(self, *names: str) -> None:
         """Refuse data that lack what this task reads; called in :meth:`setup`, after the data module's own.

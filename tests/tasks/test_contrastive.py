@@ -231,6 +231,23 @@ class Logged(Callback):
         self.values.append({name: float(value) for name, value in trainer.callback_metrics.items()})
 
 
+def test_a_run_in_double_precision_resumes_to_the_bit(tmp_path):
+    """Lightning makes doubles of the weights after it has loaded them, which rounds those of a checkpoint."""
+
+    def run(steps, **resume):
+        sgd = partial(torch.optim.SGD, lr=0.01)
+        task = ContrastiveTask(tiny_network(), optimizer=sgd, schedule=Schedule(kind="constant"))
+        trainer = quiet_trainer(tmp_path, max_steps=steps, precision="64-true")
+        trainer.fit(task, PictogramDataModule(global_batch_size=8), weights_only=True, **resume)
+        trainer.save_checkpoint(tmp_path / f"{steps}.ckpt")
+        return task.state_dict()
+
+    run(2)
+    whole, resumed = run(4), run(4, ckpt_path=tmp_path / "2.ckpt")
+    for name, value in whole.items():
+        assert torch.equal(resumed[name], value), name
+
+
 @pytest.mark.parametrize("kind", ["random", "hard", "easy"])
 def test_training_masks_negatives_and_validation_does_not(tmp_path, kind):
     """Each step's loss is that of the sorted dense matrix, with another random mask at every step."""
