@@ -50,21 +50,25 @@ class Sentinel(threading.Thread):
         self._store, self._rank, self._size, self._state = store, rank, size, state
         self._wake, self._is_over = threading.Event(), False
         self._conclusion: str | None = None
+        self._to_tell: str | None = None
+        self._told = threading.Event()
 
     def call(self, fault: str = "") -> None:
-        """Ask all ranks where they are; with a ``fault``, tell them first that this rank is to blame, and why."""
-        try:
-            if fault:
-                self._store.set(f"{_KEY}/fault/{self._rank}", fault)
-            self._store.set(f"{_KEY}/call", "")
-        except RuntimeError:  # the store is gone; whoever waits for a conclusion is told so
-            return
+        """Ask all ranks where they are; with a ``fault``, tell them first that this rank is to blame, and why.
+
+        The thread asks, and at most `GRACE_S` are spent waiting for it: where the link to the store is cut, whoever
+        touches the store stands still.
+        """
+        self._to_tell = fault
         self._wake.set()
+        if self.is_alive():
+            self._told.wait(GRACE_S)
 
     def conclusion(self) -> str | None:
         """What the ranks found out, once somebody has called; ``None`` where the store does not answer in time."""
         self._wake.set()
-        self.join(2 * GRACE_S + 2 * _ASK_S)
+        if self._told.is_set():  # else the thread stands still at the store
+            self.join(2 * GRACE_S + 2 * _ASK_S)
         return self._conclusion
 
     def stop(self) -> None:
@@ -77,13 +81,26 @@ class Sentinel(threading.Thread):
     def run(self) -> None:
         """Ask once a second; after a call answer, conclude, and end."""
         try:
-            while not self._store.check([f"{_KEY}/call"]):
+            while not self._tell() and not self._store.check([f"{_KEY}/call"]):
                 self._wake.wait(_ASK_S)
-                if self._is_over:
+                if self._is_over and self._to_tell is None:
                     return
             self._conclude()
         except RuntimeError:  # the store is gone: its host has ended, well or not
             return
+        finally:
+            self._told.set()
+
+    def _tell(self) -> bool:
+        """Pass on what this rank has to say; whether it has said something."""
+        if self._to_tell is None:
+            return False
+        if not self._told.is_set():
+            if self._to_tell:
+                self._store.set(f"{_KEY}/fault/{self._rank}", self._to_tell)
+            self._store.set(f"{_KEY}/call", "")
+            self._told.set()
+        return True
 
     def _conclude(self) -> None:
         self._store.set(f"{_KEY}/answer/{self._rank}", json.dumps(asdict(self._state())))
@@ -99,6 +116,7 @@ class Sentinel(threading.Thread):
         """Wait until all ranks have such a note or one of a fault, at most `GRACE_S`."""
         deadline = time.monotonic() + GRACE_S
         while time.monotonic() < deadline:
+            self._tell()
             if all(self._has(what, rank) or self._has("fault", rank) for rank in ranks):
                 return
             time.sleep(_POLL_S)

@@ -89,3 +89,47 @@ class NotANumber(Callback):
     def on_before_optimizer_step(self, trainer, pl_module, optimizer):
         if self.rank < 0 and trainer.global_step in self.steps:
             optimizer.zero_grad()
+
+
+class Freeze(Fault):
+    """Stopped from outside, as by a debugger or a paused container."""
+
+    def happen(self):
+        os.kill(os.getpid(), signal.SIGSTOP)
+
+
+class SkipTheLoss(Fault):
+    """One step whose loss this rank computes without the others: a collective call that it does not make."""
+
+    def on_train_batch_start(self, trainer, pl_module, *_):
+        self.module = pl_module
+        super().on_train_batch_start(trainer)
+
+    def happen(self):
+        module, step = self.module, self.module.training_step
+
+        def alone(*_):
+            module.training_step = step
+            return sum(parameter.sum() for parameter in module.parameters()) * 0
+
+        module.training_step = alone
+
+
+class SampleIds(Callback):
+    """Appends a line ``step id`` for each sample that this rank trains on to ``folder``/rank."""
+
+    def __init__(self, folder: str) -> None:
+        self.folder = Path(folder)
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+        self.folder.mkdir(exist_ok=True)
+        with (self.folder / str(trainer.global_rank)).open("a") as file:
+            file.writelines(f"{trainer.global_step} {identity}\n" for identity in batch["id"])
+
+
+class WaitForCut(Fault):
+    """Waits within a step until what was noted has been taken away: until the link is cut."""
+
+    def happen(self):
+        while Path(self.note).exists():
+            time.sleep(0.05)
