@@ -19,7 +19,7 @@ def pytest_addoption(parser):
 def observe(request):
     """Write down ``observe(fault, expected=..., observed=..., seconds=...)`` for benchmarks/results/faults.md.
 
-    ``seconds`` are those from the fault until the run had ended or was going on again, as ``observed`` says.
+    ``seconds`` are those from the fault until the run had ended or was going on again; ``None`` where it never stood.
     """
     path, test = request.config.getoption("--faults-to"), request.node.nodeid
 

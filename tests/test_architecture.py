@@ -54,3 +54,16 @@ def test_no_room_imports_what_it_must_not_know(room):
             assert not any((name + ".").startswith(prefix.rstrip(".") + ".") for prefix in FORBIDDEN[room]), (
                 f"{path.relative_to(ROOT)} imports {name}"
             )
+
+
+def test_every_process_group_has_a_time_out():
+    """Torch's own is half an hour, whatever a run was told."""
+    makers = {"new_group", "init_process_group"}
+    calls = [
+        (path.name, node.lineno, {keyword.arg for keyword in node.keywords})
+        for path in ROOT.rglob("*.py")
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr in makers
+    ]
+    assert len(calls) >= 4
+    assert [call for call in calls if "timeout" not in call[2]] == []

@@ -14,6 +14,7 @@ import torch.distributed as dist
 from torch.distributed import FileStore  # type: ignore[attr-defined]  # public, but not re-exported
 
 Result = TypeVar("Result")
+TIMEOUT_S = 60.0  # of a transfer between processes of one machine
 
 # Children fork from a server that has imported torch once, instead of importing it each time.
 _CONTEXT = multiprocessing.get_context("forkserver")
@@ -38,7 +39,7 @@ def run_ranks(
     world_size: int,
     function: Callable[..., Result],
     *arguments: Any,
-    timeout_s: float = 60.0,
+    timeout_s: float = TIMEOUT_S,
     deadline_s: float = 600.0,
     threads: int = 1,
 ) -> list[Result]:
@@ -76,6 +77,13 @@ def run_ranks(
             return [torch.load(path, weights_only=False) for path in results]
         errors = [Path(folder, f"{rank}.error") for rank in range(world_size)]
         raise RanksError([path.read_text() if path.exists() else "" for path in errors])
+
+
+def new_group() -> dist.ProcessGroup:
+    """All ranks in a further group, since on one group every call must be like the first."""
+    group = dist.new_group(timeout=timedelta(seconds=TIMEOUT_S))
+    assert isinstance(group, dist.ProcessGroup)  # every process is a member
+    return group
 
 
 def _run_rank(

@@ -12,6 +12,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.nn import functional
 
+from siglightning.distributed.local import new_group
 from siglightning.losses.sigmoid import sigmoid_loss
 from siglightning.losses.softmax import softmax_loss
 
@@ -47,9 +48,7 @@ def made_up(rank: int) -> tuple[Tensor, Tensor, Tensor]:
 
 def ring_part(settings: Settings) -> list[Tensor]:
     """What one rank of a process group computes: its loss, and gradients of images, texts, t' and b."""
-    group = dist.new_group()
-    assert isinstance(group, dist.ProcessGroup)
-    return _part(settings, dist.get_rank(), group)
+    return _part(settings, dist.get_rank(), new_group())
 
 
 def whole_part(settings: Settings) -> list[Tensor]:

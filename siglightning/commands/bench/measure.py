@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from siglightning.commands.bench.forms import Form, forms, naive_sigmoid, naive_softmax
-from siglightning.distributed.local import preload, run_ranks
+from siglightning.distributed.local import new_group, preload, run_ranks
 
 LOG_SCALE, BIAS = math.log(10.0), -10.0  # SigLIP paper, section 3.2
 MAX_ERROR_PAIRS = 2048  # on all ranks; the dense float64 reference is a matrix of their square
@@ -115,12 +115,8 @@ def _inputs(pairs: int, dim: int, rank: int, dtype: torch.dtype = torch.float32)
 
 
 def _group() -> dist.ProcessGroup | None:
-    """All ranks in a group of its own, since on one group every call must be like the first; ``None`` for one."""
-    if dist.get_world_size() == 1:
-        return None
-    group = dist.new_group()
-    assert isinstance(group, dist.ProcessGroup)
-    return group
+    """A group of its own; ``None`` for one rank."""
+    return None if dist.get_world_size() == 1 else new_group()
 
 
 def _times(names: Sequence[str], work: Workload, rounds: int) -> dict[str, list[float]]:
