@@ -1,7 +1,6 @@
 """Checkpoint files that are whole, verified and free of code."""
 
 import hashlib
-import json
 import os
 import warnings
 from collections.abc import Callable, Mapping
@@ -15,57 +14,11 @@ from torch import Tensor
 from typing_extensions import override
 
 from siglightning.runtime.differences import require_same_state
-from siglightning.runtime.files import atomic_write, file_sha256, write_text
+from siglightning.runtime.files import atomic_write
 from siglightning.runtime.migrations import FORMAT, KEY, migrated
+from siglightning.runtime.sidecar import DamagedCheckpointError, Sidecar, sidecar_path, standing, verify
 
 SUFFIX = ".ckpt"
-
-
-class DamagedCheckpointError(ValueError):
-    """A checkpoint file is truncated, altered, or not one that can be loaded without running its code."""
-
-
-@dataclass(frozen=True)
-class Sidecar:
-    """What ``NAME.ckpt.sha256`` says of ``NAME.ckpt``; ``sha256sum -c`` reads the file as well.
-
-    Attributes:
-        sha256: of the whole file, hexadecimal.
-        size: in bytes.
-        global_step: optimizer steps taken.
-        resumable: whether it holds optimizer states, or weights alone.
-    """
-
-    sha256: str
-    size: int
-    global_step: int
-    resumable: bool
-
-    def write(self, checkpoint: Path) -> None:
-        """Write the file beside ``checkpoint``."""
-        facts = {"bytes": self.size, "global_step": self.global_step, "resumable": self.resumable}
-        write_text(sidecar_path(checkpoint), f"# {json.dumps(facts)}\n{self.sha256}  {checkpoint.name}\n")
-
-    @classmethod
-    def read(cls, checkpoint: Path) -> "Sidecar":
-        """Read the file beside ``checkpoint``.
-
-        Raises:
-            DamagedCheckpointError: the file is missing or not of our making.
-        """
-        try:
-            comment, checksum = sidecar_path(checkpoint).read_text().splitlines()
-            facts = json.loads(comment.removeprefix("#"))
-            return cls(checksum.split()[0], int(facts["bytes"]), int(facts["global_step"]), bool(facts["resumable"]))
-        except FileNotFoundError as error:
-            raise DamagedCheckpointError(f"{checkpoint} has no {sidecar_path(checkpoint).name} beside it.") from error
-        except (OSError, ValueError, KeyError, IndexError, TypeError) as error:
-            raise DamagedCheckpointError(f"{sidecar_path(checkpoint)} is damaged: {error}") from error
-
-
-def sidecar_path(checkpoint: Path) -> Path:
-    """``step-5.ckpt`` to ``step-5.ckpt.sha256``."""
-    return checkpoint.with_name(checkpoint.name + ".sha256")
 
 
 class _HashingFile:
@@ -93,9 +46,10 @@ class _HashingFile:
 class AtomicCheckpointIO(CheckpointIO):
     """Write checkpoints so that a name never stands for half a file; verify them before they are read.
 
-    The file is streamed to a hidden neighbour, synced, renamed, and described by a checksum beside it. The first
-    file of each process is read back at once: what cannot be loaded without running code is found now, not when
-    the run has to resume. Reading always uses ``weights_only=True``.
+    The file is streamed to a hidden neighbour, synced, described by a checksum beside its name, and renamed. The
+    checksum comes before the name, and names what it replaces: a process killed between the two leaves no file that
+    nobody can verify. The first file of each process is read back at once: what cannot be loaded without running
+    code is found now, not when the run has to resume. Reading always uses ``weights_only=True``.
     """
 
     def __init__(self) -> None:
@@ -122,8 +76,8 @@ class AtomicCheckpointIO(CheckpointIO):
                 raise hashing.error or error from None
             file.flush()
             self._prove_loadable(Path(file.name), path)
-        step = int(checkpoint.get("global_step", 0))
-        Sidecar(hashing.digest.hexdigest(), hashing.size, step, "optimizer_states" in checkpoint).write(path)
+            step, resumable = int(checkpoint.get("global_step", 0)), "optimizer_states" in checkpoint
+            Sidecar(hashing.digest.hexdigest(), hashing.size, step, resumable, standing(path)).write(path)
 
     def _prove_loadable(self, written: Path, path: Path) -> None:
         if self._proved_loadable:
@@ -165,9 +119,9 @@ class AtomicCheckpointIO(CheckpointIO):
 
     @override
     def remove_checkpoint(self, path: str | os.PathLike[str]) -> None:
-        """Delete a checkpoint and its checksum."""
-        sidecar_path(Path(path)).unlink(missing_ok=True)
+        """Delete a checkpoint, then its checksum: the other way round a kill would leave one that looks damaged."""
         Path(path).unlink(missing_ok=True)
+        sidecar_path(Path(path)).unlink(missing_ok=True)
 
 
 def _load(path: Path, map_location: Any, mmap: bool = False) -> dict[str, Any]:
@@ -189,22 +143,6 @@ def _load(path: Path, map_location: Any, mmap: bool = False) -> dict[str, Any]:
 
 def _first_line(error: Exception) -> str:
     return str(error).strip().partition("\n")[0][:200]
-
-
-def verify(path: Path) -> Sidecar:
-    """Compare a checkpoint with its checksum.
-
-    Raises:
-        DamagedCheckpointError: it was cut short or altered, or has no checksum.
-    """
-    sidecar = Sidecar.read(path)
-    size = path.stat().st_size
-    if size != sidecar.size:
-        kind = "truncated" if size < sidecar.size else "damaged"
-        raise DamagedCheckpointError(f"{path} is {kind}: expected {sidecar.size} bytes, it has {size}.")
-    if file_sha256(path) != sidecar.sha256:
-        raise DamagedCheckpointError(f"{path} is damaged: its content does not match its SHA-256.")
-    return sidecar
 
 
 @dataclass(frozen=True)
@@ -238,13 +176,11 @@ def newest_intact(directory: Path) -> Resolution:
             continue
         if sidecar.resumable:
             candidates.append((sidecar.global_step, path.stat().st_mtime_ns, path))
-    for step, _, path in sorted(candidates, reverse=True):
+    for _, _, path in sorted(candidates, reverse=True):
         try:
-            verify(path)
+            return Resolution(path, verify(path).global_step, passed_over)
         except DamagedCheckpointError as error:
             passed_over.append(str(error))
-        else:
-            return Resolution(path, step, passed_over)
     return Resolution(None, 0, passed_over)
 
 

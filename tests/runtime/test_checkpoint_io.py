@@ -3,6 +3,7 @@
 import hashlib
 import os
 import shutil
+import signal
 import subprocess
 
 import pytest
@@ -16,6 +17,7 @@ from siglightning.runtime.checkpoint import (
 )
 from siglightning.runtime.differences import state_differences
 from siglightning.runtime.migrations import FORMAT, KEY
+from siglightning.runtime.sidecar import Sidecar
 
 
 def checkpoint(step=5, resumable=True):
@@ -87,6 +89,40 @@ def test_no_reader_ever_sees_a_part(tmp_path, monkeypatch):
     AtomicCheckpointIO().save_checkpoint(checkpoint(6), path)
     assert seen == [5]
     assert AtomicCheckpointIO().load_checkpoint(path)["global_step"] == 6
+
+
+@pytest.mark.parametrize("before", [None, 5])
+def test_a_save_cut_off_before_the_name_is_taken_leaves_what_was_there(tmp_path, before):
+    """The checksum is there first, and knows the file that it replaces; cut off twice in a row, too."""
+    path = tmp_path / "last.ckpt"
+    if before is not None:
+        AtomicCheckpointIO().save_checkpoint(checkpoint(before), path)
+    for step in (6, 7):
+        child = os.fork()
+        if child == 0:
+            os.replace = dying_at(path, os.replace)
+            AtomicCheckpointIO().save_checkpoint(checkpoint(step), path)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
+        assert Sidecar.read(path).global_step == step
+        found = newest_intact(tmp_path)
+        assert (found.global_step, found.passed_over) == (before or 0, [])
+    if before is not None:
+        assert AtomicCheckpointIO().load_checkpoint(path)["global_step"] == before
+        path.write_bytes(path.read_bytes()[:-3])
+        assert "truncated" in newest_intact(tmp_path).passed_over[0]
+    AtomicCheckpointIO().save_checkpoint(checkpoint(8), path)
+    assert newest_intact(tmp_path).global_step == 8
+
+
+def dying_at(path, replace):
+    """``os.replace``, but the process is killed where ``path`` would get its new content."""
+
+    def rename(source, target):
+        if target == path:
+            os.kill(os.getpid(), signal.SIGKILL)
+        replace(source, target)
+
+    return rename
 
 
 def test_objects_that_need_code_are_refused_when_saved(tmp_path):
