@@ -2,12 +2,14 @@
 
 import hashlib
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
 _BLOCK = 1 << 20  # bytes read at a time when hashing
+_TEMPORARY = re.compile(r"\..+\.\d+\.tmp")
 
 
 @contextmanager
@@ -44,9 +46,14 @@ def temporary_name(path: Path) -> Path:
     return path.with_name(f".{path.name}.{os.getpid()}.tmp")
 
 
+def is_temporary(path: Path) -> bool:
+    """Whether a path has such a hidden name."""
+    return _TEMPORARY.fullmatch(path.name) is not None
+
+
 def remove_temporaries(directory: Path) -> None:
     """Delete what an earlier process, killed while it wrote, left behind in ``directory``."""
-    for leftover in directory.glob(".*.tmp"):
+    for leftover in filter(is_temporary, directory.glob(".*.tmp")):
         leftover.unlink(missing_ok=True)
 
 

@@ -23,7 +23,7 @@ from itertools import count
 from pathlib import Path
 from typing import IO, Literal
 
-from siglightning.runtime.files import remove_temporaries
+from siglightning.runtime.files import is_temporary, remove_temporaries
 
 ResumeMode = Literal["auto", "must", "never"]
 
@@ -88,8 +88,21 @@ class RunDir:
         return max(numbers, default=0 if self.config.exists() else -1)
 
     def is_unused(self) -> bool:
-        """Whether the directory is missing or holds nothing but a lock and separate evaluations."""
-        return not self.root.exists() or not any(self._contents())
+        """Whether the directory is missing, or holds no more than a start leaves that was killed before its record.
+
+        That is a lock, an identity for W&B and files half written; and separate evaluations, which may be there.
+        """
+        if not self.root.exists():
+            return True
+        return all(entry == self.wandb_id or is_temporary(entry) for entry in self._contents())
+
+    def tidy(self) -> None:
+        """Delete what killed processes left: files half written, and checksums of checkpoints that got no name."""
+        for folder in (self.root, *(entry for entry in self._contents() if entry.is_dir())):
+            remove_temporaries(folder)
+        for checksum in self.checkpoints.glob("*.sha256"):
+            if not checksum.with_suffix("").exists():
+                checksum.unlink(missing_ok=True)
 
     def clear(self) -> None:
         """Delete everything but the lock and separate evaluations."""
@@ -179,6 +192,5 @@ def claim(run_dir: RunDir) -> Claim:
         ) from error
     lock.write(f"{os.getpid()}\n")
     lock.flush()
-    if run_dir.checkpoints.is_dir():
-        remove_temporaries(run_dir.checkpoints)
+    run_dir.tidy()
     return Claim(run_dir, made=missing[-1] if missing else None, was_unused=was_unused, _lock=lock)

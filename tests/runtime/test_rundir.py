@@ -9,6 +9,7 @@ import torch
 
 from siglightning.runtime.checkpoint import AtomicCheckpointIO
 from siglightning.runtime.exits import ExitCode, ExitRecord, read_exit
+from siglightning.runtime.files import temporary_name
 from siglightning.runtime.rundir import RunDir, claim
 from siglightning.runtime.start import Limits, decide_start
 
@@ -32,6 +33,7 @@ def train(run_dir, *steps, status=None, max_steps=10):
 LOCKER = """
 import sys
 from pathlib import Path
+from siglightning.runtime.files import temporary_name
 from siglightning.runtime.rundir import RunDir, claim
 claimed = claim(RunDir(Path(sys.argv[1])))
 print("locked", flush=True)
@@ -83,6 +85,31 @@ def test_unused_directories_begin_a_run(run_dir):
         run_dir.root.mkdir(parents=True, exist_ok=True)
         (run_dir.root / ".lock").write_text("")
         (run_dir.root / "test-2").mkdir(exist_ok=True)
+
+
+def test_what_a_killed_start_leaves_is_tidied_and_no_run(tmp_path, run_dir):
+    """Killed before its configuration was written: the same command begins the run."""
+    (run_dir.root / "tables").mkdir(parents=True)
+    for path in (run_dir.config, run_dir.metrics):
+        temporary_name(path).write_text("half")
+    temporary_name(run_dir.root / "tables" / "retrieval.csv").write_text("half")
+    claim(run_dir).release()
+    (run_dir.root / "tables").rmdir()
+    temporary_name(run_dir.config).write_text("half")
+    run_dir.wandb_id.write_text("0123abcd\n")
+    assert decide_start(run_dir, "auto", Limits()).number == 0
+    (run_dir.root / ".notes.tmp").write_text("mine")
+    claim(run_dir).release()
+    assert sorted(path.name for path in run_dir.root.iterdir()) == [".lock", ".notes.tmp", "wandb_id.txt"]
+    with pytest.raises(ValueError, match=r"no config\.yaml"):
+        decide_start(run_dir, "auto", Limits())
+
+
+def test_a_checksum_without_its_checkpoint_is_removed(run_dir):
+    train(run_dir, 3, 6)
+    (run_dir.checkpoints / "step-6.ckpt").unlink()
+    claim(run_dir).release()
+    assert sorted(path.name for path in run_dir.checkpoints.iterdir()) == ["step-3.ckpt", "step-3.ckpt.sha256"]
 
 
 def test_an_unfinished_run_goes_on(run_dir):
