@@ -126,13 +126,13 @@ class RunCheckpoint(Checkpoint):
         step = trainer.global_step
         if step == 0 or getattr(trainer, "fast_dev_run", False):
             return False
-        directory = Path(trainer.default_root_dir) / "checkpoints"
+        directory, name = Path(trainer.default_root_dir) / "checkpoints", f"{kind}-{step:08d}{SUFFIX}"
         _require_finite(trainer.lightning_module, step)
         try:
             checkpoint = trainer._checkpoint_connector.dump_checkpoint(weights_only=False)
             if weights_only:  # Lightning's own way asks no callback, and one of them may have averaged the weights
                 checkpoint = {key: value for key, value in checkpoint.items() if key not in _OF_TRAINING}
-            trainer.strategy.save_checkpoint(checkpoint, directory / f"{kind}-{step:08d}{SUFFIX}")
+            trainer.strategy.save_checkpoint(checkpoint, directory / name)
             trainer.strategy.barrier("Trainer.save_checkpoint")
         except OSError as error:
             # The other processes wait in the barrier that follows a save.
@@ -144,7 +144,9 @@ class RunCheckpoint(Checkpoint):
             return False
         self._failures = 0
         if trainer.is_global_zero:
-            for path in sorted(directory.glob(f"{kind}-*{SUFFIX}"))[:-keep]:
+            # Those of later steps are damaged, or the run would not have gone on from before them: none to keep by.
+            present = [path for path in sorted(directory.glob(f"{kind}-*{SUFFIX}")) if path.name <= name]
+            for path in present[:-keep]:
                 if not (self.keep_every and kind == "step" and int(path.stem.partition("-")[2]) % self.keep_every == 0):
                     trainer.strategy.remove_checkpoint(path)
         return True

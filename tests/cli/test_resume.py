@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -182,15 +183,81 @@ def test_a_run_without_a_checkpoint_starts_again_or_must_not(undisturbed, fit):
     assert_same_run("run", undisturbed)
 
 
-def test_a_damaged_checkpoint_is_passed_over(undisturbed, fit, here):
+def flipped(content):
+    middle = len(content) // 2
+    return content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :]
+
+
+DAMAGE = {
+    "truncated": (lambda content: content[:-100], "is truncated: expected"),
+    "bit-flipped": (flipped, "is damaged: its content does not match its SHA-256"),
+    # What a file system leaves that had written the length before a power failure, but not the data.
+    "zero-tailed": (lambda content: content[:-500] + bytes(500), "is damaged: its content does not match its SHA-256"),
+    "emptied": (lambda content: b"", "is truncated: expected"),
+}
+
+
+@pytest.mark.parametrize("kind", DAMAGE)
+def test_a_damaged_checkpoint_is_passed_over(undisturbed, fit, here, observe, kind):
     fit("--run_dir", "cut", "--checkpoint.every_n_steps=2", fails(7))
+    damage, reason = DAMAGE[kind]
     newest = here / "cut" / "checkpoints" / "step-00000006.ckpt"
-    newest.write_bytes(newest.read_bytes()[:-100])
+    newest.write_bytes(damage(newest.read_bytes()))
+    begun = time.monotonic()
     code, out = fit("--run_dir", "cut", "--checkpoint.every_n_steps=2")
+    seconds = time.monotonic() - begun
     assert code == 0
-    assert "step-00000006.ckpt is truncated" in out
+    (line,) = [line for line in out.splitlines() if line.startswith("Passed over: ")]
+    assert f"{newest.relative_to(here)} {reason}" in line
     assert "Resuming cut from step 4" in out
     assert_same_run("cut", undisturbed)
+    observe(
+        f"newest checkpoint {kind}",
+        expected="the next start says so, goes on from the one before, ends at the undisturbed weights to the bit",
+        observed="named with the reason; from step 4 instead of 6 to the end; weights, optimizer, metrics equal",
+        seconds=seconds,
+    )
+
+
+def test_nothing_but_damage_is_refused(fit, here, observe):
+    fit("--run_dir", "cut", "--checkpoint.every_n_steps=2", fails(7))
+    checkpoints = sorted((here / "cut" / "checkpoints").glob("*.ckpt"))
+    for path, (damage, _) in zip(checkpoints, list(DAMAGE.values())[:2], strict=True):
+        path.write_bytes(damage(path.read_bytes()))
+    before, begun = contents(here), time.monotonic()
+    code, out = fit("--run_dir", "cut", "--checkpoint.every_n_steps=2")
+    seconds = time.monotonic() - begun
+    assert code == 2
+    assert "error: No checkpoint in cut/checkpoints is intact: " in out
+    assert [f"{path.name} is " in out for path in checkpoints] == [True, True]
+    assert "Start again with another --run_dir, or delete the damaged files to start from the beginning." in out
+    assert contents(here) == before
+    observe(
+        "every checkpoint damaged",
+        expected="refused with the reason of each and the way out, exit 2, nothing changed",
+        observed="refused with the reason of each and the way out, exit 2, nothing changed",
+        seconds=seconds,
+    )
+
+
+def test_a_damaged_file_of_a_later_step_is_none_to_keep_by(undisturbed, fit, here):
+    """Counted among those to keep, it would be the only one that is left."""
+    every = ("--run_dir", "cut", "--checkpoint.every_n_steps=4")
+    assert fit(*every, fails(9))[0] == 1
+    later = here / "cut" / "checkpoints" / "step-00000008.ckpt"
+    later.write_bytes(later.read_bytes()[:-100])
+    assert fit(*every, fails(6), "--checkpoint.every_n_steps=1", "--checkpoint.keep_last=1")[0] == 1
+    kept = sorted(path.name for path in later.parent.glob("*.ckpt"))
+    assert kept == ["step-00000006.ckpt", "step-00000008.ckpt"]
+    code, out = fit(*every)
+    assert code == 0, out
+    assert "Resuming cut from step 6" in out
+    assert_same_run("cut", undisturbed)
+
+
+def contents(folder):
+    """Path and bytes of every file but the lock."""
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file() and path.name != ".lock"}
 
 
 def test_another_models_checkpoint_is_refused(fit, here):
