@@ -1,7 +1,9 @@
 """A small run of the command line in processes of its own, and what is left of it."""
 
+import csv
 import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -31,6 +33,8 @@ trainer:
 checkpoint: {every_n_steps: 2}
 test_after_fit: false
 """
+# One process, which starts faster.
+ONE = re.sub(r"  strategy: .*\n  devices: 3\n", "  devices: 1\n", SMALL)
 PLAIN = [sys.executable, "-m", "siglightning"]
 HERE = str(Path(__file__).parent)
 
@@ -43,11 +47,12 @@ def torchrun(processes, restarts=0):
 
 @dataclass
 class Ended:
-    """How a command ended; ``seconds`` from its start."""
+    """How a command ended, ``seconds`` after its start; ``ended`` is the time of day, in seconds."""
 
     code: int
     output: str
     seconds: float
+    ended: float
 
 
 def environment(**more):
@@ -75,7 +80,7 @@ def fit(folder, run_dir, *flags, **options):
     log = folder / f"{run_dir}.log"
     before, begun = len(log.read_bytes()) if log.exists() else 0, time.monotonic()
     code = start(folder, run_dir, *flags, **options).wait()
-    return Ended(code, log.read_bytes()[before:].decode(errors="replace"), time.monotonic() - begun)
+    return Ended(code, log.read_bytes()[before:].decode(errors="replace"), time.monotonic() - begun, time.time())
 
 
 def undisturbed(folder, *flags, **options):
@@ -107,3 +112,38 @@ def assert_same_bits(run_dir, expected):
     assert found.keys() == wanted.keys()
     for key, value in wanted.items():
         assert torch.equal(found[key], value), key
+
+
+MEASURED = ("throughput/", "memory/", "epoch/seconds", "epoch/peak_memory")  # what the clock and the machine decide
+
+
+def rows(run_dir):
+    """Those of ``metrics.csv``, without what was measured."""
+    with (run_dir / "metrics.csv").open() as file:
+        found = list(csv.DictReader(file))
+    return [{name: cell for name, cell in row.items() if not name.startswith(MEASURED)} for row in found]
+
+
+def leaves(value, name=""):
+    """What a checkpoint holds, by its path in it."""
+    if isinstance(value, dict | list):
+        for key, inner in value.items() if isinstance(value, dict) else enumerate(value):
+            yield from leaves(inner, f"{name}.{key}")
+    else:
+        yield name, value
+
+
+def assert_same_run(run_dir, expected):
+    """Newest weights, optimizer and schedules, and all rows of metrics are equal to the bit."""
+    states = []
+    for folder in (run_dir, expected):
+        newest = sorted((folder / "checkpoints").glob("step-*.ckpt"))[-1]
+        content = torch.load(newest, weights_only=True)
+        kept = {key: content[key] for key in ("global_step", "state_dict", "optimizer_states", "lr_schedulers")}
+        states.append(dict(leaves(kept)))
+    found, wanted = states
+    assert found.keys() == wanted.keys()
+    for name, value in wanted.items():
+        assert torch.equal(found[name], value) if isinstance(value, torch.Tensor) else found[name] == value, name
+    assert rows(run_dir) == rows(expected)
+    assert len(rows(expected)) > 1
