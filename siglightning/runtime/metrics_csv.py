@@ -3,11 +3,12 @@
 import csv
 import io
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from lightning.pytorch.loggers.logger import Logger
-from lightning.pytorch.utilities import rank_zero_only
+from lightning.pytorch.utilities import rank_zero_only, rank_zero_warn
 from torch import Tensor
 from typing_extensions import override
 
@@ -37,6 +38,7 @@ class MetricsCsvLogger(Logger):
         self._opened = False
         self._columns: list[str] = [STEP]
         self._last: dict[str, str] = {}
+        self._waiting: dict[str, dict[str, str]] = {}  # rows by step that the disk has not taken
         self._last_start = 0  # byte offset of the last row
 
     @property
@@ -62,10 +64,50 @@ class MetricsCsvLogger(Logger):
     @override
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
-        """Add values to the row of ``step``; without a step, to the last row."""
-        self._open()
-        key = str(int(self._last.get(STEP, 0) if step is None else step))
+        """Add values to the row of ``step``; without a step, to the last row.
+
+        A disk that does not take them is warned of; they are kept, and written as soon as it does.
+        """
+        key = str(int(self._newest() if step is None else step))
         cells = {name: _text(value) for name, value in metrics.items()}
+        was_waiting = bool(self._waiting)
+        try:
+            if not was_waiting:
+                self._open()
+                self._add(key, cells)
+        except OSError as error:
+            rank_zero_warn(
+                f"{self._path.name} was not written: {error}. Its rows are kept, and written when the disk takes them."
+            )
+            self._wait(key, self._last | cells if self._last.get(STEP) == key else cells)
+        if was_waiting:
+            self._wait(key, cells)
+            self._write_waiting()
+
+    @override
+    @rank_zero_only
+    def finalize(self, status: str) -> None:
+        """Write what a full disk has not taken so far, if it does now."""
+        if self._waiting:
+            self._write_waiting()
+
+    def _newest(self) -> int:
+        return max(int(key) for key in (self._last.get(STEP, "0"), *self._waiting))
+
+    def _wait(self, key: str, cells: dict[str, str]) -> None:
+        self._waiting[key] = self._waiting.get(key, {}) | cells
+
+    def _write_waiting(self) -> None:
+        with suppress(OSError):  # as before: it has been warned of
+            self._open()
+            rows = self._rows()
+            for key, cells in self._waiting.items():
+                self._columns += [name for name in cells if name not in self._columns]
+                rows = _merged(rows, key, cells)
+            self._rewrite(rows)
+            self._waiting.clear()
+
+    def _add(self, key: str, cells: dict[str, str]) -> None:
         new = [name for name in cells if name not in self._columns]
         self._columns += new
         if int(key) < int(self._last.get(STEP, key)):
@@ -85,13 +127,13 @@ class MetricsCsvLogger(Logger):
         """Bring an earlier start's file back to the state at the checkpoint, once."""
         if self._opened:
             return
-        self._opened = True
         rows = []
         if self._resume_step is not None and self._path.exists():
             rows = [row for row in self._rows() if int(row[STEP]) < self._resume_step]
             filled = {name for row in rows for name, cell in row.items() if cell}
             self._columns = [STEP, *(name for name in (rows[0] if rows else {}) if name in filled - {STEP})]
         self._rewrite(rows)
+        self._opened = True
 
     def _rows(self) -> list[dict[str, str]]:
         """All rows in the file; one cut short by a crash is left out."""
@@ -107,10 +149,16 @@ class MetricsCsvLogger(Logger):
         self._last_start = len(head.encode())
 
     def _write_last(self) -> None:
-        with self._path.open("r+b") as file:
-            file.seek(self._last_start)
-            file.write(self._format([self._last]).encode())
-            file.truncate()
+        left = self._format([self._last]).encode()
+        with self._path.open("r+b", buffering=0) as file:
+            try:
+                file.seek(self._last_start)
+                while left:
+                    left = left[file.write(left) :]
+                file.truncate()
+            except OSError:
+                file.truncate(self._last_start)  # better no row than half a number
+                raise
 
     def _format(self, rows: list[dict[str, str]]) -> str:
         text = io.StringIO()

@@ -1,7 +1,10 @@
 """``metrics.csv``: one row a step, late columns, and the file of an undisturbed run after a resume."""
 
 import csv
+import resource
+from contextlib import contextmanager
 
+import pytest
 import torch
 
 from siglightning.runtime.metrics_csv import MetricsCsvLogger
@@ -86,3 +89,49 @@ def test_a_late_value_finds_its_row(tmp_path):
     assert [row["late"] for row in found] == ["", "nan", "", ""]
     assert found[3]["train/loss"] == "7.0"
     assert found[3]["without a step"] == "1.0"
+
+
+@contextmanager
+def no_file_longer_than(size):
+    """As on a full disk: what a write still has room for is written, the rest is an error."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def log_on_a_full_disk(logger, first, last, size):
+    with no_file_longer_than(size):
+        log(logger, first, last)
+        logger.finalize("")
+
+
+@pytest.mark.parametrize("full_from", [0, 2, 4, 7])
+@pytest.mark.parametrize("room", [0, 5])
+def test_rows_that_a_full_disk_does_not_take_follow_later(tmp_path, full_from, room):
+    """Late columns and values for an earlier row come while it is full, too; what is there is never half a row."""
+    log(MetricsCsvLogger(tmp_path / "whole.csv"), 0, 12)
+    path = tmp_path / "full.csv"
+    logger = log(MetricsCsvLogger(path), 0, full_from)
+    before = path.read_text() if full_from else "step\n"
+    with pytest.warns(UserWarning, match=r"full\.csv was not written: .* Its rows are kept") as warned:
+        log_on_a_full_disk(logger, full_from, full_from + 3, len(before) + room)
+    assert len(warned) == 1
+    assert (path.read_text() if path.exists() else "") in before
+    log(logger, full_from + 3, 9)
+    logger.finalize("")
+    log(logger, 9, 12)
+    assert path.read_text() == (tmp_path / "whole.csv").read_text()
+
+
+def test_a_resume_on_a_full_disk_drops_rows_later(tmp_path):
+    log(MetricsCsvLogger(tmp_path / "whole.csv"), 0, 12)
+    path = tmp_path / "cut.csv"
+    log(MetricsCsvLogger(path), 0, 9)
+    logger = MetricsCsvLogger(path, resume_step=6)
+    with pytest.warns(UserWarning, match="was not written"):
+        log_on_a_full_disk(logger, 6, 8, 20)
+    log(logger, 8, 12)
+    assert path.read_text() == (tmp_path / "whole.csv").read_text()
