@@ -13,6 +13,7 @@ from siglightning.callbacks.curves import GREY, INK
 from siglightning.callbacks.figures import figure_folder
 from siglightning.callbacks.grid import WRONG
 from siglightning.callbacks.lettering import drawable, fonts
+from siglightning.runtime.files import spared
 
 _COLUMNS = 10
 _SIDE, _TEXT, _GAP, _HEAD = 1.1, 0.4, 0.15, 0.45  # inches: as on pages of cards
@@ -52,7 +53,8 @@ class ClassPictures(Callback):
         path = Path(trainer.default_root_dir) / "figures" / "classes.png"
         examples = None if path.exists() else find()
         if examples:
-            draw_classes(examples, figure_folder(trainer) / path.name)
+            with spared(path.name):
+                draw_classes(examples, figure_folder(trainer) / path.name)
 
 
 def draw_classes(examples: Sequence[Example], path: Path) -> None:

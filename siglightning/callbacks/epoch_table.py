@@ -13,7 +13,7 @@ from torch.optim import Optimizer
 
 from siglightning.callbacks.logging_step import is_logging_step
 from siglightning.callbacks.memory import peak_bytes
-from siglightning.runtime.files import write_text
+from siglightning.runtime.files import spared, write_text
 
 FILE_NAME = "epochs.csv"
 COLUMNS = (
@@ -162,7 +162,8 @@ class EpochTable(Callback):
         row |= first[0] if first else {}
         self._rows = [*(old for old in self._rows if old["epoch"] < row["epoch"]), row]
         if trainer.is_global_zero:
-            write_text(epochs_path(trainer), as_csv(self._rows))
+            with spared(FILE_NAME):  # the next epoch writes all rows
+                write_text(epochs_path(trainer), as_csv(self._rows))
         for logger in trainer.loggers:
             values = {f"epoch/{name}": value for name, value in row.items() if name not in ("epoch", "step")}
             logger.log_metrics(values, step=int(row["step"]) - 1)  # the step of the epoch's last batch, as Lightning's

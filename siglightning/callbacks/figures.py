@@ -18,6 +18,7 @@ from siglightning.callbacks.epoch_table import epochs_path
 from siglightning.callbacks.grid import draw_retrieval_grid
 from siglightning.callbacks.stability_page import draw_stability
 from siglightning.evaluation import Evaluation
+from siglightning.runtime.files import spared
 from siglightning.runtime.metrics_file import read_metrics
 
 _CURVES = {
@@ -43,10 +44,11 @@ class FigureWriter(Callback):
         if not trainer.is_global_zero:
             return
         metrics = read_metrics(metrics_path(trainer))
-        folder = figure_folder(trainer)
-        for name, draw in _CURVES.items():
-            draw(metrics, folder / name)
-        draw_epochs(read_metrics(epochs_path(trainer), "epoch"), folder / "epochs.png")
+        with spared("figures of the training"):
+            folder = figure_folder(trainer)
+            for name, draw in _CURVES.items():
+                draw(metrics, folder / name)
+            draw_epochs(read_metrics(epochs_path(trainer), "epoch"), folder / "epochs.png")
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Draw one grid for each test set that has examples."""

@@ -9,7 +9,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 
 from siglightning.models.token_record import TokenRecord
 from siglightning.models.tokenizers import Tokenizer
-from siglightning.runtime.files import write_text
+from siglightning.runtime.files import spared, write_text
 
 FILE_NAME = "model.json"
 _MAX_NAME = 60  # characters: a folder's name
@@ -28,7 +28,8 @@ class ModelRecord(Callback):
         """Write the file: by now optimizers know their parameters."""
         if trainer.is_global_zero:
             text = json.dumps(_describe(trainer, pl_module), indent=2, ensure_ascii=False)
-            write_text(Path(trainer.default_root_dir) / FILE_NAME, text + "\n")
+            with spared(FILE_NAME):
+                write_text(Path(trainer.default_root_dir) / FILE_NAME, text + "\n")
 
 
 def model_name(module: LightningModule) -> str:

@@ -12,6 +12,7 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Trainer
 
 from siglightning.cli.configs import name_of_run
+from siglightning.cli.disk import disk_remedy, is_of_the_disk
 from siglightning.cli.memory import is_out_of_memory, memory_remedy
 from siglightning.cli.parser import restrict_imports
 from siglightning.runtime.checkpoint import SUFFIX
@@ -207,6 +208,9 @@ def _run(session: Session, trusted: Sequence[str], debug: bool) -> tuple[ExitCod
         if is_out_of_memory(error):
             code = ExitCode.BUG if session.began else ExitCode.BAD_INPUT
             return _report(code, MemoryError(memory_remedy(error)), show_traceback=debug)
+        if is_of_the_disk(error):
+            code = ExitCode.BUG if session.began else ExitCode.BAD_INPUT
+            return _report(code, OSError(disk_remedy(error, session.run_dir)), show_traceback=debug)
         return _report(ExitCode.BUG, error, show_traceback=True)
     return ExitCode.DONE, ""
 

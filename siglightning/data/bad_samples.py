@@ -6,6 +6,7 @@ from collections import Counter
 from pathlib import Path
 
 from siglightning.data.images import BadSampleError
+from siglightning.runtime.files import spared
 
 LOG_NAME = "bad_samples.jsonl"
 ENOUGH = 200  # samples, before a share says anything
@@ -52,7 +53,8 @@ class BadSampleLog:
         self._places[key.rpartition("/")[0]] += 1
         if key not in self._written:
             self._written.add(key)
-            self._write({"key": key, "reason": error.reason, "detail": str(error)})
+            with spared(f"a line of {LOG_NAME}"):
+                self._write({"key": key, "reason": error.reason, "detail": str(error)})
         self._check()
 
     def _check(self) -> None:

@@ -3,6 +3,7 @@
 import hashlib
 import os
 import re
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -39,6 +40,19 @@ def atomic_write(path: Path) -> Iterator[BinaryIO]:
         temporary.unlink(missing_ok=True)
         raise
     sync_directory(path.parent)
+
+
+@contextmanager
+def spared(what: str) -> Iterator[None]:
+    """Let a run go on where a file that it can do without cannot be written, and warn.
+
+    Args:
+        what: the file, for the warning.
+    """
+    try:
+        yield
+    except OSError as error:
+        warnings.warn(f"{what} was not written: {error}. The run goes on without it.", stacklevel=3)
 
 
 def temporary_name(path: Path) -> Path:

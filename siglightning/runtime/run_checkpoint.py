@@ -17,6 +17,18 @@ _OF_TRAINING = ("optimizer_states", "lr_schedulers", "callbacks", "loops", "curr
 MAX_FAILURES = 3  # saves in a row that may fail before the run stops
 
 
+class NotSavedError(OSError):
+    """The state of a run could not be saved, and training on would be in vain.
+
+    Args:
+        what: which state, or how often.
+        cause: what the operating system said.
+    """
+
+    def __init__(self, what: str, cause: OSError) -> None:
+        super().__init__(f"The state of the run could not be saved, {what}: {cause}")
+
+
 class RunCheckpoint(Checkpoint):
     """Keep the newest states of a run in ``checkpoints/`` of its run directory.
 
@@ -29,7 +41,7 @@ class RunCheckpoint(Checkpoint):
     the run, which then does not know of it: a run that goes on from there would forget its best.
 
     A save that fails (disk full) leaves the earlier files intact, is warned of, and does not stop training until
-    the third in a row.
+    the third in a row. The last one must succeed: it is tried once more when training ends.
 
     Args:
         every_n_steps: optimizer steps between two saves; 0: only after validations and at the end.
@@ -56,6 +68,7 @@ class RunCheckpoint(Checkpoint):
         self.keep_last, self.keep_every = keep_last, keep_every
         self._last_step: int | None = None
         self._failures = 0
+        self._error: OSError | None = None  # of the newest save
         self._best: tuple[float, int] | None = None  # value and step
 
     @override
@@ -87,8 +100,13 @@ class RunCheckpoint(Checkpoint):
 
     @override
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Save the last step, unless that was done when it ended."""
-        self._save(trainer)
+        """Save the last step, unless that was done when it ended.
+
+        Raises:
+            NotSavedError: the disk does not take it; a run without its last state is not done.
+        """
+        if not self._save(trainer) and self._error is not None:
+            raise NotSavedError(f"that of step {trainer.global_step}, the last one", self._error)
 
     def _is_due(self, trainer: Trainer) -> bool:
         """Whether this step is a multiple, the last one, or the one after which a signal stops the run.
@@ -107,10 +125,12 @@ class RunCheckpoint(Checkpoint):
         # Lightning has no public way to ask; the resume tests fail when these names go.
         return bool(loop.epoch_loop._should_check_val_fx(loop._data_fetcher))  # type: ignore[arg-type]  # set while training
 
-    def _save(self, trainer: Trainer) -> None:
+    def _save(self, trainer: Trainer) -> bool:
+        """Save the state of this step; whether it is saved, now or before."""
         step = trainer.global_step
         if step != self._last_step and self._write(trainer, "step", self.keep_last, weights_only=False):
             self._last_step = step
+        return step == self._last_step
 
     def _keep_best(self, trainer: Trainer, monitor: str | None) -> None:
         if monitor is None or monitor not in trainer.callback_metrics:
@@ -128,19 +148,12 @@ class RunCheckpoint(Checkpoint):
             return False
         directory, name = Path(trainer.default_root_dir) / "checkpoints", f"{kind}-{step:08d}{SUFFIX}"
         _require_finite(trainer.lightning_module, step)
-        try:
-            checkpoint = trainer._checkpoint_connector.dump_checkpoint(weights_only=False)
-            if weights_only:  # Lightning's own way asks no callback, and one of them may have averaged the weights
-                checkpoint = {key: value for key, value in checkpoint.items() if key not in _OF_TRAINING}
-            trainer.strategy.save_checkpoint(checkpoint, directory / name)
-            trainer.strategy.barrier("Trainer.save_checkpoint")
-        except OSError as error:
-            # The other processes wait in the barrier that follows a save.
-            trainer.strategy.barrier("Trainer.save_checkpoint")
+        self._error = self._try(trainer, directory / name, weights_only=weights_only)
+        if self._error is not None:
             self._failures += 1
             if self._failures >= MAX_FAILURES:
-                raise
-            rank_zero_warn(f"The checkpoint of step {step} was not saved: {error}. Earlier ones are intact.")
+                raise NotSavedError(f"{self._failures} times in a row, the last at step {step}", self._error)
+            rank_zero_warn(f"The checkpoint of step {step} was not saved: {self._error}. Earlier ones are intact.")
             return False
         self._failures = 0
         if trainer.is_global_zero:
@@ -150,6 +163,21 @@ class RunCheckpoint(Checkpoint):
                 if not (self.keep_every and kind == "step" and int(path.stem.partition("-")[2]) % self.keep_every == 0):
                     trainer.strategy.remove_checkpoint(path)
         return True
+
+    @staticmethod
+    def _try(trainer: Trainer, path: Path, *, weights_only: bool) -> OSError | None:
+        """Save to ``path``; all processes get an error where the disk does not take it, and wait until it is known."""
+        checkpoint = trainer._checkpoint_connector.dump_checkpoint(weights_only=False)
+        if weights_only:  # Lightning's own way asks no callback, and one of them may have averaged the weights
+            checkpoint = {key: value for key, value in checkpoint.items() if key not in _OF_TRAINING}
+        failed: OSError | None = None
+        try:
+            trainer.strategy.save_checkpoint(checkpoint, path)
+        except OSError as error:
+            failed = error
+        if trainer.strategy.reduce_boolean_decision(failed is None):
+            return None
+        return failed or OSError("the first process could not write it")
 
 
 def _require_finite(module: LightningModule, step: int) -> None:

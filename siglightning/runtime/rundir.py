@@ -17,6 +17,7 @@ import fcntl
 import os
 import re
 import shutil
+import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import count
@@ -178,10 +179,7 @@ def claim(run_dir: RunDir) -> Claim:
         root.mkdir(parents=True, exist_ok=True)
         lock = run_dir.lock.open("w")
     except OSError as error:
-        raise ValueError(
-            f"The run directory {root} cannot be written ({error.strerror}). "
-            "Choose another one with --run_dir, or make it writable."
-        ) from error
+        raise _not_writable(root, error) from error
     try:
         # A POSIX record lock: released by the kernel when the process dies, never inherited by loader workers.
         fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -190,7 +188,21 @@ def claim(run_dir: RunDir) -> Claim:
         raise ValueError(
             f"Another process is training in {root}. Wait until it ends, or choose another --run_dir."
         ) from error
-    lock.write(f"{os.getpid()}\n")
-    lock.flush()
-    run_dir.tidy()
-    return Claim(run_dir, made=missing[-1] if missing else None, was_unused=was_unused, _lock=lock)
+    claimed = Claim(run_dir, made=missing[-1] if missing else None, was_unused=was_unused, _lock=lock)
+    try:
+        os.write(lock.fileno(), f"{os.getpid()}\n".encode())
+        run_dir.tidy()
+        with tempfile.TemporaryFile(dir=run_dir.checkpoints if run_dir.checkpoints.exists() else root):
+            pass
+    except OSError as error:
+        claimed.withdraw()
+        raise _not_writable(root, error) from error
+    return claimed
+
+
+def _not_writable(root: Path, error: OSError) -> ValueError:
+    inner = f": {error.filename}" if error.filename and Path(error.filename).parent == root / "checkpoints" else ""
+    return ValueError(
+        f"The run directory {root} cannot be written ({error.strerror}{inner}). "
+        "Choose another one with --run_dir, or make it writable."
+    )

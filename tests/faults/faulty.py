@@ -2,7 +2,9 @@
 
 import os
 import signal
+import subprocess
 import time
+from contextlib import suppress
 from pathlib import Path
 
 from lightning.pytorch import Callback
@@ -164,3 +166,33 @@ def kill_at_byte(offset, before=lambda: None):
         return 0
 
     checkpoint._HashingFile.write = dying
+
+
+class FillDisk(Fault):
+    """Not a byte is left on the disk of ``ballast`` from one step on, until another step or the ballast's end."""
+
+    def __init__(self, step: int, ballast: str, note: str, until: int = -1) -> None:
+        super().__init__(0, step, note)
+        self.ballast, self.until = Path(ballast), until
+
+    def on_train_batch_start(self, trainer, *arguments):
+        super().on_train_batch_start(trainer, *arguments)
+        if trainer.global_step == self.until:
+            self.ballast.unlink()
+
+    def happen(self):
+        with self.ballast.open("wb", buffering=0) as file, suppress(OSError):
+            while file.write(bytes(2**16)):
+                pass
+
+
+class MakeReadOnly(Fault):
+    """A folder can be read only, from one step on: a read-only mount of itself lies over it."""
+
+    def __init__(self, step: int, folder: str, note: str) -> None:
+        super().__init__(0, step, note)
+        self.folder = folder
+
+    def happen(self):
+        for options in (["--bind", self.folder, self.folder], ["-o", "remount,bind,ro", self.folder]):
+            subprocess.run(["mount", *options], check=True)
