@@ -15,6 +15,7 @@ from siglightning.cli.configs import name_of_run
 from siglightning.cli.disk import disk_remedy, is_of_the_disk
 from siglightning.cli.memory import is_out_of_memory, memory_remedy
 from siglightning.cli.parser import restrict_imports
+from siglightning.cli.workers import is_lost_worker, worker_remedy
 from siglightning.runtime.checkpoint import SUFFIX
 from siglightning.runtime.exits import ExitCode, ExitRecord, NotFiniteError, read_exit
 from siglightning.runtime.processes import is_first_process, notice, process_rank
@@ -208,6 +209,8 @@ def _run(session: Session, trusted: Sequence[str], debug: bool) -> tuple[ExitCod
         if is_out_of_memory(error):
             code = ExitCode.BUG if session.began else ExitCode.BAD_INPUT
             return _report(code, MemoryError(memory_remedy(error)), show_traceback=debug)
+        if is_lost_worker(error):
+            return _report(ExitCode.BUG, RuntimeError(worker_remedy(error)), show_traceback=debug)
         if is_of_the_disk(error):
             code = ExitCode.BUG if session.began else ExitCode.BAD_INPUT
             return _report(code, OSError(disk_remedy(error, session.run_dir)), show_traceback=debug)

@@ -1,5 +1,7 @@
 """Callbacks that let a process die or stall, for tests of what the others do."""
 
+import json
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -9,6 +11,7 @@ from pathlib import Path
 
 from lightning.pytorch import Callback
 
+from siglightning.data.sources.files import FilesSource
 from siglightning.runtime import checkpoint
 
 
@@ -196,3 +199,69 @@ class MakeReadOnly(Fault):
     def happen(self):
         for options in (["--bind", self.folder, self.folder], ["-o", "remount,bind,ro", self.folder]):
             subprocess.run(["mount", *options], check=True)
+
+
+class Disturb(Callback):
+    """A signal to this process if it is of ``rank``, at the latest so many steps after this start has begun to train.
+
+    The process ids of all ranks are left behind in ``folder`` when training begins.
+    """
+
+    def __init__(self, rank: int, steps: int, signal_name: str, folder: str) -> None:
+        self.rank, self.steps, self.number, self.folder = rank, steps, signal.Signals[signal_name], folder
+
+    def on_train_start(self, trainer, *_):
+        self.at = trainer.global_step + self.steps
+        (Path(self.folder) / f"{trainer.global_rank}.pid").write_text(str(os.getpid()))
+
+    def on_before_optimizer_step(self, trainer, *_):
+        if (trainer.global_rank, trainer.global_step) == (self.rank, self.at):
+            self.at = -1  # once: a second signal would leave at once
+            os.kill(os.getpid(), self.number)
+
+
+class KillWorker(Fault):
+    """Kill -9 of one of the loading processes of a rank; the ids of all processes of all ranks are left in ``pids``."""
+
+    def __init__(self, rank: int, step: int, note: str, pids: str) -> None:
+        super().__init__(rank, step, note)
+        self.pids = pids
+
+    def on_train_batch_start(self, trainer, *arguments):
+        if trainer.global_step == self.step:
+            ids = [os.getpid(), *(worker.pid for worker in multiprocessing.active_children())]
+            (Path(self.pids) / f"{trainer.global_rank}.pids").write_text(json.dumps(ids))
+            trainer.strategy.barrier()
+        super().on_train_batch_start(trainer, *arguments)
+
+    def happen(self):
+        os.kill(multiprocessing.active_children()[0].pid, signal.SIGKILL)
+
+
+class BreakReading(Callback):
+    """Reading one file of a folder fails in a way that nobody has thought of, in whatever process reads it."""
+
+    def __init__(self, file: str) -> None:
+        self.file = file
+
+    def on_fit_start(self, *_):
+        read = FilesSource.read
+
+        def broken(source, index):
+            if source.key(index).endswith(self.file):
+                raise KeyError("what went wrong")
+            return read(source, index)
+
+        FilesSource.read = broken  # before loading processes are forked
+
+
+class Lock(Fault):
+    """A run directory and its checkpoints lose the permission to write."""
+
+    def __init__(self, step: int, folder: str, note: str) -> None:
+        super().__init__(0, step, note)
+        self.folder = Path(folder)
+
+    def happen(self):
+        for path in (self.folder / "checkpoints", self.folder):
+            path.chmod(0o555)

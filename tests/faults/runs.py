@@ -35,6 +35,7 @@ test_after_fit: false
 """
 # One process, which starts faster.
 ONE = re.sub(r"  strategy: .*\n  devices: 3\n", "  devices: 1\n", SMALL)
+LIMIT_S = 300  # for what takes seconds on an idle machine
 PLAIN = [sys.executable, "-m", "siglightning"]
 HERE = str(Path(__file__).parent)
 
@@ -112,6 +113,23 @@ def assert_same_bits(run_dir, expected):
     assert found.keys() == wanted.keys()
     for key, value in wanted.items():
         assert torch.equal(found[key], value), key
+
+
+def wait_until(condition):
+    """Look at it again and again; it must become true before :data:`LIMIT_S` have passed."""
+    deadline = time.monotonic() + LIMIT_S
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def gone(pid):
+    """Whether a process has ended; one that nobody has waited for counts."""
+    try:
+        with open(f"/proc/{pid}/stat") as file:
+            return file.read().rpartition(")")[2].split()[0] == "Z"
+    except OSError:
+        return True
 
 
 MEASURED = ("throughput/", "memory/", "epoch/seconds", "epoch/peak_memory")  # what the clock and the machine decide
