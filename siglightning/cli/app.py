@@ -4,6 +4,7 @@ import json
 import logging
 import tempfile
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,11 +19,11 @@ import siglightning.data
 import siglightning.distributed.strategy
 import siglightning.tasks  # noqa: F401  # their names work in configurations
 from siglightning.cli.changes import changes_since_last_start, require_same_recipe
-from siglightning.cli.checks import require_file, require_known, require_one_beginning
+from siglightning.cli.checks import require_file, require_known, require_one_beginning, require_typed_commands
 from siglightning.cli.defaults import default_callbacks, with_atomic_checkpoints
 from siglightning.cli.length import resolve_length
 from siglightning.cli.loggers import redirect_loggers, with_metrics_csv
-from siglightning.cli.parser import SigParser
+from siglightning.cli.parser import SigParser, is_trusted
 from siglightning.cli.session import Session
 from siglightning.cli.trainer import SigTrainer
 from siglightning.runtime.checkpoint import best_intact, newest_intact, require_resumable, require_same_model
@@ -157,7 +158,7 @@ class SigCLI(LightningCLI):
     @override
     def before_instantiate_classes(self) -> None:
         config = self.config[self.subcommand]
-        refuse_at_once(config)
+        refuse_at_once(config, self.session.command)
         resolve_length(config)
         self.session.open(str(self.subcommand), config)
         if self.subcommand == "fit" and self.session.start.checkpoint is None:
@@ -308,12 +309,19 @@ class SigCLI(LightningCLI):
             )
 
 
-def refuse_at_once(config: Any) -> None:
+def refuse_at_once(config: Any, typed: Sequence[str]) -> None:
     """Refuse what can be told from a parsed configuration alone.
 
+    Args:
+        config: of the command.
+        typed: the command line.
+
     Raises:
-        ValueError: an unknown strategy or accelerator, a checkpoint that is not there, or a second directory.
+        ValueError: an unknown strategy or accelerator, a checkpoint that is not there, a second directory, or a
+            command of the shell that nobody has typed.
     """
+    if not is_trusted("webdataset"):
+        require_typed_commands(config, typed)
     require_known("trainer.strategy", config.trainer.strategy, StrategyRegistry.available_strategies())
     require_known("trainer.accelerator", config.trainer.accelerator, AcceleratorRegistry.available_accelerators())
     require_file(config.ckpt_path)

@@ -178,7 +178,7 @@ class DoctorCLI(SigCLI):
     @override
     def before_instantiate_classes(self) -> None:
         config = self.config.fit
-        refuse_at_once(config)
+        refuse_at_once(config, self.session.command)
         if self._options.checkpoint is not None:
             require_source(self._options.checkpoint, "--checkpoint")
         resolve_length(config)

@@ -41,6 +41,7 @@ register_type(
     deserializer=lambda name: getattr(torch, name.removeprefix("torch.")),
     fail_already_registered=False,
 )
+_named: set[str] = set()  # like jsonargparse's settings, those of the newest command of this process
 _BASES: tuple[type, ...] = (LightningModule, LightningDataModule, Callback, Logger, Strategy, Optimizer)
 
 
@@ -55,6 +56,8 @@ def restrict_imports(trusted: Sequence[str]) -> None:
     Raises:
         ValueError: a trusted package cannot be imported.
     """
+    _named.clear()
+    _named.update(trusted)
     set_parsing_settings(
         config_read_mode_urls_enabled=False,
         config_read_mode_fsspec_enabled=False,
@@ -70,6 +73,11 @@ def restrict_imports(trusted: Sequence[str]) -> None:
             raise ValueError(
                 f"--trust_imports {package}: {error}. Install it, or start where its file lies."
             ) from error
+
+
+def is_trusted(package: str) -> bool:
+    """Whether the user has named a package with ``--trust_imports``."""
+    return package in _named
 
 
 class SigParser(LightningArgumentParser):

@@ -169,3 +169,29 @@ def test_a_strangers_config_imports_nothing(name, extra, fit, here, monkeypatch)
     assert not (here / "runs").exists()
     if "evil_module" in EVIL[name]:
         assert "--trust_imports evil_module" in err
+
+
+PIPE = """
+data:
+  class_path: WebDatasetDataModule
+  init_args: {resampled: true, samples_per_epoch: 9, train: [a.tar, "pipe:mkdir owned"], val: gone.tar}
+"""
+
+
+@pytest.mark.parametrize(("more", "is_refused"), [
+    ([], True),
+    (["--data.init_args.train=pipe:mkdir owned too"], False),
+    (["--data.init_args.tests={a: 'pipe:mkdir owned too'}"], True),
+    (["--trust_imports", "webdataset"], False),
+])  # fmt: skip
+def test_a_command_of_a_file_does_not_run(more, is_refused, here, capsys):
+    """One that was typed gets as far as the tar that is not there, but runs no sooner than training."""
+    from siglightning.cli import main
+
+    (here / "evil.yaml").write_text(PIPE)
+    for command in ("fit", "doctor"):
+        assert main([command, "--config", "quickstart", "--config", "evil.yaml", *more]) == 2
+        err = capsys.readouterr().err
+        refused = "error: The configuration would run a command, data.init_args.train: pipe:mkdir owned. If you wrote"
+        assert (refused in err) == is_refused, err
+        assert contents(here) == ["evil.yaml", "tiny.yaml"]
