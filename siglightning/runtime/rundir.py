@@ -201,7 +201,8 @@ def claim(run_dir: RunDir) -> Claim:
 
 
 def _not_writable(root: Path, error: OSError) -> ValueError:
-    inner = f": {error.filename}" if error.filename and Path(error.filename).parent == root / "checkpoints" else ""
+    failed, checkpoints = Path(error.filename or root).absolute(), root / "checkpoints"
+    inner = f": {checkpoints}" if checkpoints.absolute() in (failed, failed.parent) else ""
     return ValueError(
         f"The run directory {root} cannot be written ({error.strerror}{inner}). "
         "Choose another one with --run_dir, or make it writable."
