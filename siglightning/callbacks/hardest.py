@@ -16,6 +16,7 @@ from siglightning.callbacks.figures import figure_folder, file_word
 from siglightning.callbacks.grid import RIGHT, WRONG
 from siglightning.callbacks.lettering import drawable, fonts, one_line
 from siglightning.evaluation import hardest_negatives
+from siglightning.runtime.dashboard import step_of_loggers
 
 _KEY = "✓ own caption    ✗ hardest caption of another"
 _COLUMNS = 3
@@ -177,4 +178,4 @@ def _send(trainer: Trainer, key: str, confusions: list[Confusion]) -> None:
     for logger in trainer.loggers:
         log_image: Any = getattr(logger, "log_image", None)
         if log_image is not None and images:
-            log_image(key, images, step=trainer.global_step, caption=[confusion.caption for confusion in shown])
+            log_image(key, images, step=step_of_loggers(trainer), caption=[confusion.caption for confusion in shown])

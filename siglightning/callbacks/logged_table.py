@@ -6,6 +6,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from lightning.pytorch import Trainer
+from torch import Tensor
+
+from siglightning.runtime.dashboard import step_of_loggers
 
 Rows = Sequence[Sequence[Any]]
 
@@ -26,9 +29,12 @@ def log_table(trainer: Trainer, key: str, columns: Sequence[str], rows: Rows) ->
         trainer: whose loggers.
         key: name of the table.
         columns: their names.
-        rows: one value a column.
+        rows: one value a column; pictures are uint8 ``[3, H, W]``, and left out for loggers without
+            ``takes_pictures``.
     """
     for logger in trainer.loggers:
         take: Any = getattr(logger, "log_table", None)
         if take is not None:
-            take(key, columns=list(columns), data=[list(row) for row in rows], step=trainer.global_step)
+            shows = getattr(logger, "takes_pictures", False)
+            data = [[None if isinstance(cell, Tensor) and not shows else cell for cell in row] for row in rows]
+            take(key, columns=list(columns), data=data, step=step_of_loggers(trainer))

@@ -195,13 +195,15 @@ class SigCLI(LightningCLI):
         config["plugins"] = with_atomic_checkpoints(config["plugins"], config["strategy"])
         if run_dir is not None:
             resume_step = start.global_step if start.checkpoint else None
-            config["logger"] = with_metrics_csv(config["logger"], run_dir, resume_step)
+            config["logger"], rows = with_metrics_csv(config["logger"], run_dir, resume_step)
         if config["enable_checkpointing"] is False:
             callbacks = [callback for callback in callbacks if not isinstance(callback, RunCheckpoint)]
         defaults = default_callbacks(configured, progress_bar=config["enable_progress_bar"] is not False)
         config["callbacks"] = [*configured, *defaults, BeganMarker(self.session), GracefulStop(self.session.signals)]
         silence_advertisements()
         trainer = super()._instantiate_trainer(config, callbacks)
+        if run_dir is not None:
+            rows.follow(trainer)
         self.session.trainer = trainer
         return trainer
 

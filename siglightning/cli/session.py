@@ -22,6 +22,7 @@ from siglightning.runtime.processes import is_first_process, notice, process_ran
 from siglightning.runtime.rundir import Claim, RunDir, claim
 from siglightning.runtime.signals import StoppedError, StopSignals
 from siglightning.runtime.start import Limits, Start, decide_start, find_start
+from siglightning.runtime.wandb_logger import finish_wandb
 
 FEATURES = "features.json"  # what `embed` writes
 # Before training begins these say that the user's configuration or input is at fault; later they are our bugs.
@@ -181,7 +182,7 @@ def run(arguments: Sequence[str], command: Sequence[str], trusted: Sequence[str]
         code, message = _run(session, trusted, debug)
     finally:
         session.signals.is_over = True
-        _finish_wandb(code)  # first: it writes into the run directory, which a refused start removes
+        finish_wandb(int(code))  # first: it writes into the run directory, which a refused start removes
         session.close(code, message)
         session.signals.restore()
     return int(code)
@@ -253,10 +254,3 @@ def own_error(error: BaseException) -> BaseException:
     while error.__cause__ is not None and "against any of the Union subtypes" in str(error):
         error = error.__cause__
     return error
-
-
-def _finish_wandb(code: ExitCode) -> None:
-    """End the W&B run of this command, so that its file is whole and the next command begins its own."""
-    wandb = sys.modules.get("wandb")
-    if wandb is not None and getattr(wandb, "run", None) is not None:
-        wandb.finish(exit_code=int(code))

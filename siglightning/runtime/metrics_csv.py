@@ -2,7 +2,7 @@
 
 import csv
 import io
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -33,6 +33,7 @@ class MetricsCsvLogger(Logger):
 
     def __init__(self, path: Path, resume_step: int | None = None) -> None:
         super().__init__()
+        self.complete: Callable[[Mapping[str, Any]], dict[str, Any]] = dict  # adds what every row has
         self._path = path
         self._resume_step = resume_step
         self._opened = False
@@ -40,6 +41,7 @@ class MetricsCsvLogger(Logger):
         self._last: dict[str, str] = {}
         self._waiting: dict[str, dict[str, str]] = {}  # rows by step that the disk has not taken
         self._last_start = 0  # byte offset of the last row
+        self._kept: dict[str, frozenset[str]] = {}  # columns that an earlier start has filled, by step
 
     @property
     @override
@@ -69,7 +71,7 @@ class MetricsCsvLogger(Logger):
         A disk that does not take them is warned of; they are kept, and written as soon as it does.
         """
         key = str(int(self._newest() if step is None else step))
-        cells = {name: _text(value) for name, value in metrics.items()}
+        cells = {name: _text(value) for name, value in self.complete(metrics).items()}
         was_waiting = bool(self._waiting)
         try:
             if not was_waiting:
@@ -123,6 +125,12 @@ class MetricsCsvLogger(Logger):
         else:
             self._write_last()
 
+    def kept_columns(self, step: int) -> frozenset[str]:
+        """Names of what an earlier start has logged for a step before the checkpoint."""
+        with suppress(OSError):  # it is warned of when a row is written
+            self._open()
+        return self._kept.get(str(step), frozenset())
+
     def _open(self) -> None:
         """Bring an earlier start's file back to the state at the checkpoint, once."""
         if self._opened:
@@ -130,6 +138,7 @@ class MetricsCsvLogger(Logger):
         rows = []
         if self._resume_step is not None and self._path.exists():
             rows = [row for row in self._rows() if int(row[STEP]) < self._resume_step]
+            self._kept = {row[STEP]: frozenset(name for name, cell in row.items() if cell) for row in rows[-1:]}
             filled = {name for row in rows for name, cell in row.items() if cell}
             self._columns = [STEP, *(name for name in (rows[0] if rows else {}) if name in filled - {STEP})]
         self._rewrite(rows)

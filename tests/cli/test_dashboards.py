@@ -1,5 +1,6 @@
 """Logger fragments: what they write lies in the run directory, and a resumed run stays one run."""
 
+import csv
 import re
 import shutil
 
@@ -56,3 +57,32 @@ def test_metrics_csv_is_always_written(value, fit, here):
     assert code == 0
     assert len((here / "run" / "metrics.csv").read_text().splitlines()) >= 3
     assert not (here / "lightning_logs").exists()
+
+
+def test_wandb_that_cannot_begin_refuses_a_first_start(fit, here, monkeypatch):
+    """Online, and nobody is logged in."""
+    monkeypatch.delenv("WANDB_MODE")
+    monkeypatch.setenv("HOME", str(here))  # no key of the user's
+    code, out = fit("--config", "logger/wandb", "--trainer.logger.init_args.offline=false", "--run_dir", "run")
+    assert code == 2
+    errors = [line for line in out.splitlines() if line.startswith("error: ")]
+    assert len(errors) == 1, out
+    assert "W&B cannot begin its record: No API key" in errors[0]
+    assert not (here / "run").exists()
+
+
+def test_a_resumed_run_goes_on_without_wandb(fit, here):
+    """A file lies where its folder belongs."""
+    assert fit("--config", "logger/wandb", "--run_dir", "run", "--model.fail_at=9")[0] == 1
+    shutil.rmtree(here / "run" / "wandb")
+    (here / "run" / "wandb").touch()
+    with pytest.warns(UserWarning, match="record of W&B is incomplete .it could not go on"):
+        code, out = fit("--config", "logger/wandb", "--run_dir", "run")
+    assert code == 0, out
+    assert fit("--run_dir", "without")[0] == 0
+    assert losses(here / "run") == losses(here / "without")
+
+
+def losses(run_dir):
+    with (run_dir / "metrics.csv").open() as file:
+        return [row["train/loss"] for row in csv.DictReader(file)]

@@ -1,0 +1,105 @@
+"""W&B, TensorBoard and metrics.csv of one run hold the same numbers at the same steps, also after a resume."""
+
+import json
+
+import numpy as np
+import pytest
+import yaml
+from dashboards import (
+    csv_points,
+    tensorboard_points,
+    wandb_files,
+    wandb_points,
+    wandb_records,
+    wandb_rows,
+)
+
+from siglightning.cli import main
+
+pytest.importorskip("tensorboard", reason="the extra `tensorboard` is not installed")
+
+BOTH = {
+    "logger": [
+        {"class_path": "lightning.pytorch.loggers.WandbLogger", "init_args": {"project": "here", "offline": True}},
+        {
+            "class_path": "lightning.pytorch.loggers.TensorBoardLogger",
+            "init_args": {"save_dir": ".", "default_hp_metric": False},
+        },
+    ]
+}
+QUIET = {"accelerator": "cpu", "enable_progress_bar": False, "num_sanity_val_steps": 0, "log_every_n_steps": 1}
+CONV = {"name": "local:conv", "kwargs": {"width": 8, "depths": [1, 1], "groups": 4, "patch": 8}}
+TEXT = {"name": "local:text_transformer", "kwargs": {"width": 16, "depth": 1, "heads": 2}}
+TOWERS = {
+    "class_path": "siglightning.models.TwoTower",
+    "init_args": {"image_tower": CONV, "text_tower": TEXT, "embed_dim": 16, "image_size": 32, "context_length": 12},
+}
+ENCODER = {"class_path": "siglightning.models.ImageEncoder", "init_args": {"image_tower": CONV, "image_size": 32}}
+COUNTS = {"num_samples": 32, "num_val_samples": 16, "num_test_samples": 16}
+
+
+def config(task, network, data, **init_args):
+    return {
+        "model": {"class_path": f"siglightning.tasks.{task}", "init_args": {"network": network, **init_args}},
+        "data": {
+            "class_path": f"siglightning.data.{data}",
+            "init_args": {"global_batch_size": 8, "eval_batch_size": 8, **COUNTS},
+        },
+        "trainer": {**QUIET, **BOTH, "max_steps": 6, "val_check_interval": 2},
+    }
+
+
+CONFIGS = {
+    "contrastive": config("ContrastiveTask", TOWERS, "SyntheticDataModule"),
+    "finetune": config("FineTuneTask", ENCODER, "SyntheticDataModule", train="full"),
+    "multilabel": config("FineTuneTask", ENCODER, "CollageDataModule", train="full", loss="bce"),
+}
+CRASH = {"trainer": {"callbacks": [{"class_path": "cli_examples.Crash", "init_args": {"step": 5}}]}}
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """Each task's run, of six steps, with a validation and a checkpoint every two, killed in the sixth and resumed."""
+    folder = tmp_path_factory.mktemp("dashboards")
+    found = {}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        for name, content in CONFIGS.items():
+            (folder / f"{name}.yaml").write_text(yaml.safe_dump(content))
+            begin = ["fit", "--config", f"{name}.yaml", "--trust_imports", "cli_examples", "--run_dir", name]
+            assert main([*begin, "--config", json.dumps(CRASH)]) == 1
+            assert main(begin) == 0
+            found[name] = folder / name
+    return found
+
+
+@pytest.mark.parametrize("task", CONFIGS)
+def test_three_records_hold_the_same_numbers(runs, task):
+    wandb, board, table = wandb_points(runs[task]), tensorboard_points(runs[task]), csv_points(runs[task])
+    assert wandb == table
+    assert board.keys() == table.keys()
+    for key, value in table.items():
+        assert np.float32(value) == np.float32(board[key]), key
+
+
+def test_steps_are_the_axis_and_examples_stand_beside_every_row(runs):
+    run = runs["contrastive"]
+    defined = {metric.name or metric.glob_name: metric for metric in wandb_records(run, "metric")}
+    assert defined.keys() == {"global_step", "examples_seen", "*"}
+    assert defined["*"].step_metric == defined["examples_seen"].step_metric == "global_step"
+    assert defined["*"].options.step_sync
+    rows = wandb_rows(run)
+    assert all(row["examples_seen"] == 8 * min(row["global_step"] + 1, 6) for row in rows)  # tests follow the last step
+    assert {row["global_step"] for row in rows} == set(range(7))
+    assert {name for row in rows if row["global_step"] == 6 for name in row} & {"test/test/pair_ece", "test"}
+
+
+def test_a_resumed_run_is_one_run_with_one_axis(runs):
+    for run in runs.values():
+        identity = (run / "wandb_id.txt").read_text().strip()
+        assert [record.run_id for record in wandb_records(run, "run")] == [identity] * 2
+        assert all(record.resume for record in wandb_records(run, "run")), "the server would replace the first start"
+        first, second = ([row["global_step"] for row in wandb_rows(run, [file])] for file in wandb_files(run))
+        assert (min(first), max(first), min(second), max(second)) == (0, 3, 4, 6)  # it had come to 4 when it was killed
+        steps = first + second
+        assert steps == sorted(steps)
