@@ -8,8 +8,10 @@ from siglightning.callbacks.epoch_table import EpochTable
 from siglightning.callbacks.figures import FigureWriter
 from siglightning.callbacks.hardest import HardestNegatives
 from siglightning.callbacks.label_cards import LabelCards
+from siglightning.callbacks.logit_histograms import LogitHistograms
 from siglightning.callbacks.memory import MemoryMonitor
 from siglightning.callbacks.model_record import ModelRecord
+from siglightning.callbacks.prediction_tables import PredictionTables
 from siglightning.callbacks.predictions import PredictionWriter
 from siglightning.callbacks.probes import ProbeEvaluation
 from siglightning.callbacks.progress import RunProgressBar
@@ -29,8 +31,10 @@ __all__ = [
     "FigureWriter",
     "HardestNegatives",
     "LabelCards",
+    "LogitHistograms",
     "MemoryMonitor",
     "ModelRecord",
+    "PredictionTables",
     "PredictionWriter",
     "ProbeEvaluation",
     "ReliabilityFigures",

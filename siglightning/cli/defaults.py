@@ -16,8 +16,10 @@ from siglightning.callbacks import (
     FigureWriter,
     HardestNegatives,
     LabelCards,
+    LogitHistograms,
     MemoryMonitor,
     ModelRecord,
+    PredictionTables,
     PredictionWriter,
     ReliabilityFigures,
     RetrievalReport,
@@ -49,6 +51,8 @@ def default_callbacks(configured: Sequence[Callback], *, progress_bar: bool) -> 
         ReliabilityFigures,
         LabelCards,
         HardestNegatives,
+        LogitHistograms,
+        PredictionTables,
     ]
     kinds: list[type[Callback]] = [*watch, *stability, *figures, CalibrationWriter, SummaryTable, PredictionWriter]
     missing = [kind() for kind in kinds if not any(isinstance(callback, kind) for callback in configured)]

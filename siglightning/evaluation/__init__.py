@@ -13,6 +13,7 @@ from siglightning.evaluation.classification import Predictions, classification_m
 from siglightning.evaluation.collapse import collapse_metrics, effective_rank, mean_cosine
 from siglightning.evaluation.hardest import HardNegative, hardest_negatives
 from siglightning.evaluation.label_scores import LabelScores
+from siglightning.evaluation.logit_histogram import LogitHistogram, logit_histogram
 from siglightning.evaluation.multilabel import multilabel_metrics
 from siglightning.evaluation.pair_calibration import PairCalibration, pair_calibration
 from siglightning.evaluation.pairs import PairLogits, pair_logits
@@ -54,6 +55,7 @@ __all__ = [
     "ExampleImages",
     "HardNegative",
     "LabelScores",
+    "LogitHistogram",
     "MetricValue",
     "PairCalibration",
     "PairLogits",
@@ -78,6 +80,7 @@ __all__ = [
     "first_of_name",
     "fit_calibration",
     "hardest_negatives",
+    "logit_histogram",
     "mean_cosine",
     "mean_rank",
     "mean_with_interval",

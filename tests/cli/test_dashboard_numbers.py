@@ -1,5 +1,6 @@
 """W&B, TensorBoard and metrics.csv of one run hold the same numbers at the same steps, also after a resume."""
 
+import csv
 import json
 
 import numpy as np
@@ -7,12 +8,16 @@ import pytest
 import yaml
 from dashboards import (
     csv_points,
+    media,
+    tensorboard_events,
     tensorboard_points,
     wandb_files,
     wandb_points,
     wandb_records,
     wandb_rows,
+    wandb_table,
 )
+from PIL import Image
 
 from siglightning.cli import main
 
@@ -103,3 +108,45 @@ def test_a_resumed_run_is_one_run_with_one_axis(runs):
         assert (min(first), max(first), min(second), max(second)) == (0, 3, 4, 6)  # it had come to 4 when it was killed
         steps = first + second
         assert steps == sorted(steps)
+
+
+def test_histograms_are_exact_in_all_three(runs):
+    run = runs["contrastive"]
+    events = tensorboard_events(run)
+    for name, step in (("val", 5), ("test", 6)):
+        with (run / "tables" / f"logits_{name}.csv").open() as file:
+            table = list(csv.DictReader(file))
+        edges = [float(row["low"]) for row in table] + [float(table[-1]["high"])]
+        for kind, pairs in (("positive", 16), ("negative", 16 * 15)):
+            counts = [int(row[f"{kind}s"]) for row in table]
+            key = f"{name}/{kind}_logits"
+            (logged,) = [row for row in wandb_rows(run) if f"{key}._type" in row and row["global_step"] == step]
+            assert (logged[f"{key}.values"], logged[f"{key}.bins"]) == (counts, edges)
+            (event,) = [event for event in events.Histograms(key) if event.step == step]
+            assert event.histogram_value.bucket == counts
+            assert event.histogram_value.bucket_limit == edges[1:]
+            assert sum(counts) == pairs
+    validations = [row["global_step"] for row in wandb_rows(run) if "val/positive_logits._type" in row]
+    assert validations == [1, 3, 5]
+
+
+def test_pictures_and_tables_and_the_machine_are_on_the_record(runs):
+    for task, run in runs.items():
+        kinds, rows = media(run), wandb_rows(run)
+        (row,) = [row for row in rows if "test/predictions._type" in row]
+        columns, data = wandb_table(run, row, "test/predictions")
+        assert row["global_step"] == 6
+        assert len({line[1] for line in data}) == len(data) > 5
+        (artifact,) = [each for each in wandb_records(run, "artifact") if "testpredictions" in each.name]
+        pictures = [each for each in artifact.manifest.contents if each.path.endswith(".png")]
+        assert 0 < len(pictures) <= len(data)  # equal ones are one file
+        assert all(Image.open(each.local_path).size == (32, 32) for each in pictures)
+        if task == "multilabel":
+            assert columns == ["picture", "id", "labels", "given out", "best label", "probability"]
+        else:
+            assert columns == ["picture", "id", "label", "prediction", "probability", "right"]
+            assert all(line[5] == (line[2] == line[3]) for line in data)
+        assert {"test", "test/per_class", "test/predictions"} <= kinds.keys()
+        items = {item.key for record in wandb_records(run, "stats") for item in record.item}
+        assert {"memory_percent", "proc.memory.rssMB"} <= items
+    assert media(runs["contrastive"])["val/hardest_negatives"] == "images/separated"
