@@ -27,6 +27,7 @@ COMMANDS = {
 OTHERS = {
     "bench": "measure the losses on this machine: siglightning bench loss --help",
     "export": "write a run or checkpoint for transformers, open_clip or ONNX: siglightning export --help",
+    "dashboard": "a workspace of W&B for the runs of a task: siglightning dashboard --help",
     "compare": "put runs side by side, as a table and a page: siglightning compare RUN RUN ...",
 }
 

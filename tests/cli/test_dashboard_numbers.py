@@ -20,6 +20,7 @@ from dashboards import (
 from PIL import Image
 
 from siglightning.cli import main
+from siglightning.commands.dashboard.layout import LEFT_OUT, sections_of
 
 pytest.importorskip("tensorboard", reason="the extra `tensorboard` is not installed")
 
@@ -55,10 +56,11 @@ def config(task, network, data, **init_args):
 
 
 CONFIGS = {
-    "contrastive": config("ContrastiveTask", TOWERS, "SyntheticDataModule"),
+    "contrastive": config("ContrastiveTask", TOWERS, "SyntheticDataModule", calibration_in_fit=True),
     "finetune": config("FineTuneTask", ENCODER, "SyntheticDataModule", train="full"),
     "multilabel": config("FineTuneTask", ENCODER, "CollageDataModule", train="full", loss="bce"),
 }
+LABELS = config("MultiLabelTask", ENCODER, "CollageDataModule", temperature="fit")
 CRASH = {"trainer": {"callbacks": [{"class_path": "cli_examples.Crash", "init_args": {"step": 5}}]}}
 
 
@@ -75,6 +77,8 @@ def runs(tmp_path_factory):
             assert main([*begin, "--config", json.dumps(CRASH)]) == 1
             assert main(begin) == 0
             found[name] = folder / name
+        (folder / "labels.yaml").write_text(yaml.safe_dump(LABELS))
+        assert main(["test", "--config", "labels.yaml", "--run_dir", "multilabel"]) == 0
     return found
 
 
@@ -85,6 +89,21 @@ def test_three_records_hold_the_same_numbers(runs, task):
     assert board.keys() == table.keys()
     for key, value in table.items():
         assert np.float32(value) == np.float32(board[key]), key
+
+
+def test_an_evaluation_by_itself_has_a_record_of_its_own(runs):
+    """The labels of the classifier, with probabilities fitted on the validation set: nothing is trained."""
+    folder = runs["multilabel"] / "test"
+    found = csv_points(folder)
+    assert wandb_points(folder) == found
+    assert {key: np.float32(value) for key, value in found.items()} == tensorboard_points(folder)
+    assert ("test/test/nll", 0) in found
+    assert not any(name == "examples_seen" for name, _ in found)
+    panels = [panel for of_section in sections_of("multilabel").values() for panel in of_section]
+    keys = {name for name, _ in found} | media(folder).keys()
+    assert {"test", "test/predictions"} <= keys
+    assert {key for key in keys if not any(panel.shows(key) for panel in panels)} <= LEFT_OUT.keys()
+    assert (folder / "wandb_id.txt").read_text() != (runs["multilabel"] / "wandb_id.txt").read_text()
 
 
 def test_steps_are_the_axis_and_examples_stand_beside_every_row(runs):
@@ -150,3 +169,36 @@ def test_pictures_and_tables_and_the_machine_are_on_the_record(runs):
         items = {item.key for record in wandb_records(run, "stats") for item in record.item}
         assert {"memory_percent", "proc.memory.rssMB"} <= items
     assert media(runs["contrastive"])["val/hardest_negatives"] == "images/separated"
+
+
+def logged_keys(run):
+    names = {name for name, _ in csv_points(run)}
+    assert names == {name for name, _ in wandb_points(run)}
+    return names | media(run).keys()
+
+
+@pytest.mark.parametrize("task", CONFIGS)
+def test_a_workspace_shows_what_is_logged_and_names_nothing_else(runs, task, tmp_path):
+    keys, sections = logged_keys(runs[task]), sections_of(task)
+    panels = [panel for of_section in sections.values() for panel in of_section]
+    for panel in panels:
+        assert set(panel.keys) <= keys, panel
+        assert any(panel.shows(key) for key in keys), panel
+        assert panel.x in ("global_step", "examples_seen")
+    assert {key for key in keys if not any(panel.shows(key) for panel in panels)} <= LEFT_OUT.keys()
+
+    path = tmp_path / "workspace.json"
+    assert main(["dashboard", "--task", task, "--out", str(path)]) == 0
+    written = json.loads(path.read_text())["section"]
+    assert written["settings"]["xAxis"] == "global_step"
+    found = written["panelBankConfig"]["sections"]
+    assert [section["name"] for section in found] == list(sections)
+    for panel, of_file in zip(panels, [panel for section in found for panel in section["panels"]], strict=True):
+        settings = of_file["config"]
+        if panel.kind == "curves":
+            assert settings["xAxis"] == panel.x
+            assert (settings.get("metrics", []), settings.get("metricRegex", "")) == (list(panel.keys), panel.pattern)
+        elif panel.kind == "pictures":
+            assert settings["mediaKeys"] == list(panel.keys)
+        else:
+            assert json.dumps(panel.keys[0]) in json.dumps(settings)
