@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 _BINS = 256  # of cosines from -1 to 1; at t = 10 a bin is 0.08 wide in logits, at t = 100 it is 0.8
-_MOST_PAIRS = 2**24  # counted at most: less than a second on one core
+_MOST_PAIRS = 2**24  # counted at most, so that the cost of a validation does not grow with the square of its size
 _CHUNK = 256  # pictures at a time
 
 

@@ -1,5 +1,6 @@
 """W&B as a record of one run that is resumed, and that no failure of the record ends."""
 
+import os
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -17,6 +18,8 @@ from siglightning.runtime.processes import notice
 from siglightning.runtime.wandb_file import cut_offline_runs, is_whole
 
 _GUARD = RecordGuard("W&B")  # one a process, as W&B's own run is
+_DATA_DIR = "WANDB_DATA_DIR"
+_folders: set[str] = set()  # that this process has put there: a user's own is kept
 
 
 class RunWandbLogger(WandbLogger):
@@ -108,6 +111,7 @@ class RunWandbLogger(WandbLogger):
         try:
             folder = Path(self._save_dir or ".") / "wandb"
             _require_room(folder)
+            _keep_tables_in(folder)
             if resume_step is not None:
                 self._cut(folder, resume_step)
             if self._offline:
@@ -150,6 +154,13 @@ def finish_wandb(code: int) -> None:
         wandb.finish(exit_code=code)
         if not run.disabled and path.parent.exists() and not (path.exists() and is_whole(path)):
             _GUARD.tell(f"{path} ends before the run does")
+
+
+def _keep_tables_in(folder: Path) -> None:
+    """Let tables with their pictures wait in the run's folder; W&B's choice, the home, may go with a container."""
+    if os.environ.get(_DATA_DIR, "") in ("", *_folders):
+        os.environ[_DATA_DIR] = str(folder)
+        _folders.add(str(folder))
 
 
 def _cell(value: Any) -> Any:

@@ -2,6 +2,7 @@
 
 import csv
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -71,6 +72,7 @@ def runs(tmp_path_factory):
     found = {}
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
+        patch.delenv("WANDB_DATA_DIR", raising=False)
         for name, content in CONFIGS.items():
             (folder / f"{name}.yaml").write_text(yaml.safe_dump(content))
             begin = ["fit", "--config", f"{name}.yaml", "--trust_imports", "cli_examples", "--run_dir", name]
@@ -159,6 +161,7 @@ def test_pictures_and_tables_and_the_machine_are_on_the_record(runs):
         (artifact,) = [each for each in wandb_records(run, "artifact") if "testpredictions" in each.name]
         pictures = [each for each in artifact.manifest.contents if each.path.endswith(".png")]
         assert 0 < len(pictures) <= len(data)  # equal ones are one file
+        assert all(Path(each.local_path).is_relative_to(run / "wandb") for each in pictures)
         assert all(Image.open(each.local_path).size == (32, 32) for each in pictures)
         if task == "multilabel":
             assert columns == ["picture", "id", "labels", "given out", "best label", "probability"]

@@ -7,7 +7,7 @@ import wandb
 
 from siglightning.runtime.wandb_file import cut_offline_runs, history_row, is_whole, read_entries
 
-STEPS, WIDTH = 40, 300  # rows of some 20 KiB, so that many lie across the ends of blocks
+STEPS, WIDTH = 40, 300  # so much that records lie across the ends of blocks
 
 
 @pytest.fixture(scope="module")
@@ -35,6 +35,7 @@ def rows(path):
 
 
 def test_every_number_is_read(folder):
+    assert file_in(folder).stat().st_size > 5 * 32768
     found = rows(file_in(folder))
     assert [row["global_step"] for row in found] == list(range(STEPS))
     assert all(row[f"value {n}"] == step + n / 7 for step, row in enumerate(found) for n in range(WIDTH))
