@@ -63,7 +63,8 @@ def test_wandb_that_cannot_begin_refuses_a_first_start(fit, here, monkeypatch):
     """Online, and nobody is logged in."""
     monkeypatch.delenv("WANDB_MODE")
     monkeypatch.setenv("HOME", str(here))  # no key of the user's
-    code, out = fit("--config", "logger/wandb", "--trainer.logger.init_args.offline=false", "--run_dir", "run")
+    online = ["--trainer.logger.init_args.offline=false", "--trainer.logger.init_args.mode=online"]
+    code, out = fit("--config", "logger/wandb", *online, "--run_dir", "run")
     assert code == 2
     errors = [line for line in out.splitlines() if line.startswith("error: ")]
     assert len(errors) == 1, out
