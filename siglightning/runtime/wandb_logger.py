@@ -73,8 +73,7 @@ class RunWandbLogger(WandbLogger):
     @override
     @rank_zero_only
     def log_hyperparams(self, params: Any) -> None:
-        experiment = self.experiment
-        del experiment
+        _ = self.experiment  # its own errors are not for the guard
         with _GUARD():
             super().log_hyperparams(params)
 
@@ -114,8 +113,8 @@ class RunWandbLogger(WandbLogger):
             _keep_tables_in(folder)
             if resume_step is not None:
                 self._cut(folder, resume_step)
-            if self._offline:
-                self._wandb_init["mode"] = "offline"
+            if self._offline:  # the environment as well, as Lightning does: W&B keeps that of its first use
+                os.environ["WANDB_MODE"] = self._wandb_init["mode"] = "offline"
             run = wandb.init(**self._wandb_init)  # like this: the parser of configurations takes arguments from here
         except Exception as error:
             if resume_step is None:
@@ -149,11 +148,14 @@ def finish_wandb(code: int) -> None:
     run = None if wandb is None else getattr(wandb, "run", None)
     if wandb is None or run is None:
         return
+    path = None if getattr(run, "disabled", True) else Path(run.settings.sync_file)
     with _GUARD():
-        path = Path(run.settings.sync_file)
         wandb.finish(exit_code=code)
-        if not run.disabled and path.parent.exists() and not (path.exists() and is_whole(path)):
+    with _GUARD():
+        if path is not None and not (path.exists() and is_whole(path)):
             _GUARD.tell(f"{path} ends before the run does")
+    if os.environ.get(_DATA_DIR) in _folders:
+        del os.environ[_DATA_DIR]
 
 
 def _keep_tables_in(folder: Path) -> None:

@@ -5,6 +5,7 @@ import re
 import shutil
 
 import pytest
+import wandb
 from cli_examples import fails
 
 
@@ -64,7 +65,9 @@ def test_wandb_that_cannot_begin_refuses_a_first_start(fit, here, monkeypatch):
     monkeypatch.delenv("WANDB_MODE")
     monkeypatch.setenv("HOME", str(here))  # no key of the user's
     online = ["--trainer.logger.init_args.offline=false", "--trainer.logger.init_args.mode=online"]
+    wandb.teardown()  # it keeps the environment of its first use, and would hand this one on to other tests
     code, out = fit("--config", "logger/wandb", *online, "--run_dir", "run")
+    wandb.teardown()
     assert code == 2
     errors = [line for line in out.splitlines() if line.startswith("error: ")]
     assert len(errors) == 1, out
@@ -74,7 +77,7 @@ def test_wandb_that_cannot_begin_refuses_a_first_start(fit, here, monkeypatch):
 
 def test_a_resumed_run_goes_on_without_wandb(fit, here):
     """A file lies where its folder belongs."""
-    assert fit("--config", "logger/wandb", "--run_dir", "run", "--model.fail_at=9")[0] == 1
+    assert fit("--config", "logger/wandb", "--run_dir", "run", fails(9))[0] == 1
     shutil.rmtree(here / "run" / "wandb")
     (here / "run" / "wandb").touch()
     with pytest.warns(UserWarning, match="record of W&B is incomplete .it could not go on"):

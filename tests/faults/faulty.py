@@ -265,19 +265,3 @@ class Lock(Fault):
     def happen(self):
         for path in (self.folder / "checkpoints", self.folder):
             path.chmod(0o555)
-
-
-class FillDisk(Callback):
-    """Leave no room in a folder's file system at a step; that time and the next step's are lines of ``note``."""
-
-    def __init__(self, folder: str, step: int, note: str) -> None:
-        self.folder, self.step, self.note = Path(folder), step, Path(note)
-
-    def on_train_batch_start(self, trainer, *_):
-        if trainer.global_step in (self.step, self.step + 1):
-            with self.note.open("a") as file:
-                file.write(f"{time.time()}\n")
-        if trainer.global_step == self.step:
-            with (self.folder / "ballast").open("wb", buffering=0) as file, suppress(OSError):
-                while True:
-                    file.write(bytes(4096))
