@@ -21,6 +21,7 @@ import siglightning.tasks  # noqa: F401  # their names work in configurations
 from siglightning.cli.changes import changes_since_last_start, require_same_recipe
 from siglightning.cli.checks import require_file, require_known, require_one_beginning, require_typed_commands
 from siglightning.cli.defaults import default_callbacks, with_atomic_checkpoints
+from siglightning.cli.launch import as_launched, require_agreement
 from siglightning.cli.length import resolve_length
 from siglightning.cli.loggers import redirect_loggers, with_metrics_csv
 from siglightning.cli.parser import SigParser, is_trusted
@@ -193,6 +194,7 @@ class SigCLI(LightningCLI):
         configured = configured if isinstance(configured, list) else [configured] if configured else []
         run_dir, start = self.session.run_dir, self.session.start
         config["plugins"] = with_atomic_checkpoints(config["plugins"], config["strategy"])
+        config |= as_launched(config)
         if run_dir is not None:
             resume_step = start.global_step if start.checkpoint else None
             config["logger"], rows = with_metrics_csv(config["logger"], run_dir, resume_step)
@@ -319,14 +321,15 @@ def refuse_at_once(config: Any, typed: Sequence[str]) -> None:
         typed: the command line.
 
     Raises:
-        ValueError: an unknown strategy or accelerator, a checkpoint that is not there, a second directory, or a
-            command of the shell that nobody has typed.
+        ValueError: an unknown strategy or accelerator, a checkpoint that is not there, other processes than a launcher
+            has started, a second directory, or a command of the shell that nobody has typed.
     """
     if not is_trusted("webdataset"):
         require_typed_commands(config, typed)
     require_known("trainer.strategy", config.trainer.strategy, StrategyRegistry.available_strategies())
     require_known("trainer.accelerator", config.trainer.accelerator, AcceleratorRegistry.available_accelerators())
     require_file(config.ckpt_path)
+    require_agreement(config.trainer)
     if config.trainer.default_root_dir is not None:
         raise ValueError(
             f"Everything of a run goes into one directory: use --run_dir {config.trainer.default_root_dir} "
@@ -338,6 +341,8 @@ def silence_advertisements() -> None:
     """Drop the log lines with which Lightning recommends its services, and a deprecation that users cannot act on."""
     warnings.filterwarnings("ignore", message=".*LeafSpec.*")  # between Lightning and torch, nobody's to mend here
     warnings.filterwarnings("ignore", message=".*in eval mode at the start of training.*")  # frozen towers are meant so
+    # Advice for batch scripts, given wherever Slurm is installed; inside one, `as_launched` says what it means.
+    warnings.filterwarnings("ignore", message=".*`srun` command is available.*")
     logger = logging.getLogger("lightning.pytorch.utilities.rank_zero")
     if _is_no_advertisement not in logger.filters:
         logger.addFilter(_is_no_advertisement)

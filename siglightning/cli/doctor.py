@@ -23,6 +23,7 @@ from typing_extensions import override
 
 from siglightning.cli.app import SigCLI, refuse_at_once, silence_advertisements
 from siglightning.cli.checks import require_one_beginning
+from siglightning.cli.launch import as_launched
 from siglightning.cli.length import resolve_length
 from siglightning.cli.parser import restrict_imports
 from siglightning.cli.session import USER_ERRORS, Session, own_error
@@ -192,6 +193,7 @@ class DoctorCLI(SigCLI):
     def _instantiate_trainer(self, config: dict[str, Any], callbacks: list[Callback]) -> Trainer:
         silence_advertisements()
         config |= {"callbacks": None, "enable_progress_bar": False, "enable_checkpointing": False}
+        config |= as_launched(config)
         return LightningCLI._instantiate_trainer(self, config, [])
 
     @override
