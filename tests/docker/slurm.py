@@ -13,7 +13,7 @@ from pathlib import Path
 
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "srun", "scontrol", "scancel", "sinfo", "squeue")
 SYSTEM = "/usr/sbin:/sbin"  # where daemons lie, which is not on everybody's path
-PATIENCE_S = 300
+PATIENCE_S = 600
 NODES = ("127.0.0.1", "127.0.0.2")  # one address of this host each; the processes meet at the first node of a step
 
 CONF = """
