@@ -1,9 +1,7 @@
 """LightningCLI with a run directory, exact resumes and refusals before costly work."""
 
 import json
-import logging
 import tempfile
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -18,6 +16,7 @@ from typing_extensions import override
 import siglightning.data
 import siglightning.distributed.strategy
 import siglightning.tasks  # noqa: F401  # their names work in configurations
+from siglightning.cli.advertisements import silence_advertisements
 from siglightning.cli.changes import changes_since_last_start, require_same_recipe
 from siglightning.cli.checks import require_file, require_known, require_one_beginning, require_typed_commands
 from siglightning.cli.defaults import default_callbacks, with_atomic_checkpoints
@@ -335,18 +334,3 @@ def refuse_at_once(config: Any, typed: Sequence[str]) -> None:
             f"Everything of a run goes into one directory: use --run_dir {config.trainer.default_root_dir} "
             "instead of trainer.default_root_dir."
         )
-
-
-def silence_advertisements() -> None:
-    """Drop the log lines with which Lightning recommends its services, and a deprecation that users cannot act on."""
-    warnings.filterwarnings("ignore", message=".*LeafSpec.*")  # between Lightning and torch, nobody's to mend here
-    warnings.filterwarnings("ignore", message=".*in eval mode at the start of training.*")  # frozen towers are meant so
-    # Advice for batch scripts, given wherever Slurm is installed; inside one, `as_launched` says what it means.
-    warnings.filterwarnings("ignore", message=".*`srun` command is available.*")
-    logger = logging.getLogger("lightning.pytorch.utilities.rank_zero")
-    if _is_no_advertisement not in logger.filters:
-        logger.addFilter(_is_no_advertisement)
-
-
-def _is_no_advertisement(record: logging.LogRecord) -> bool:
-    return "Tip: " not in str(record.msg)

@@ -21,7 +21,8 @@ from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from typing_extensions import override
 
-from siglightning.cli.app import SigCLI, refuse_at_once, silence_advertisements
+from siglightning.cli.advertisements import silence_advertisements
+from siglightning.cli.app import SigCLI, refuse_at_once
 from siglightning.cli.checks import require_one_beginning
 from siglightning.cli.launch import as_launched
 from siglightning.cli.length import resolve_length
