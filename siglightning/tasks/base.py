@@ -181,7 +181,11 @@ class BaseTask(LightningModule):
         Raises:
             NotFiniteError: see :meth:`FiniteGuard.lets_pass`.
         """
-        if self._guard.lets_pass(self, optimizer, self._samples_to_blame):
+        if not self._guard.lets_pass(self, optimizer, self._samples_to_blame):
+            return
+        if gradient_clip_val and gradient_clip_algorithm in (None, "norm") and self._guard.norm is not None:
+            nn.utils.clip_grads_with_norm_(_parameters(optimizer), gradient_clip_val, self._guard.norm)
+        else:
             self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:

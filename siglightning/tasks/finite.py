@@ -30,10 +30,12 @@ class FiniteGuard:
 
     Attributes:
         skipped: steps left out so far.
+        norm: of all gradients of the newest step, a scalar; whoever clips need not take it again.
     """
 
     def __init__(self) -> None:
         self.skipped = self._in_a_row = 0
+        self.norm: Tensor | None = None
 
     def lets_pass(self, task: LightningModule, optimizer: Optimizer, blame: Callable[[], list[Any]]) -> bool:
         """Whether the step may be taken; otherwise its gradients are dropped, so that the optimizer changes nothing.
@@ -47,7 +49,8 @@ class FiniteGuard:
             NotFiniteError: weights or statistics are not finite themselves, or the patience is at its end.
         """
         gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
-        if not gradients or bool(nn.utils.get_total_norm(gradients).isfinite()):
+        self.norm = nn.utils.get_total_norm(gradients) if gradients else None
+        if self.norm is None or bool(self.norm.isfinite()):
             self._in_a_row = 0
             return True
         self.skipped += 1

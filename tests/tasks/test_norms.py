@@ -58,3 +58,36 @@ def test_logged_norms_are_those_of_the_step_before_clipping_and_with_decay(tmp_p
         assert found.values.tolist() == pytest.approx([values[row] for row in rows], rel=1e-4), name
     assert max(seen.gradient) > 0.5, "clipping must have something to clip"
     assert task._before_update is None, "the copy of the weights is held no longer than a step"
+
+
+class Gradients(Callback):
+    """Copies of the gradients of each step: before the trainer clips them, and as the optimizer found them."""
+
+    def __init__(self):
+        self.before, self.after = [], []
+
+    def on_before_optimizer_step(self, trainer, pl_module, optimizer):
+        self.before.append([p.grad.clone() for p in pl_module.parameters()])
+
+    def on_before_zero_grad(self, trainer, pl_module, optimizer):
+        if len(self.after) < len(self.before):
+            self.after.append([p.grad.clone() for p in pl_module.parameters()])
+
+
+@pytest.mark.parametrize("algorithm", [None, "norm", "value"])
+def test_gradients_are_clipped_to_the_bit_as_by_torch(tmp_path, algorithm):
+    """The norm that tells whether a step is finite serves for clipping, too."""
+    task, seen = ContrastiveTask(tiny_network()), Gradients()
+    options = {"gradient_clip_val": 0.05, "gradient_clip_algorithm": algorithm}
+    trainer = quiet_trainer(tmp_path, max_steps=3, callbacks=[seen], **options)
+    trainer.fit(task, PictogramDataModule(global_batch_size=32))
+    assert len(seen.before) == 3
+    for before, after in zip(seen.before[:2], seen.after, strict=True):
+        parameters = [torch.nn.Parameter(torch.zeros_like(gradient)) for gradient in before]
+        for parameter, gradient in zip(parameters, before, strict=True):
+            parameter.grad = gradient
+        if algorithm == "value":
+            torch.nn.utils.clip_grad_value_(parameters, 0.05)
+        else:
+            assert torch.nn.utils.clip_grad_norm_(parameters, 0.05) > 0.05
+        assert all(torch.equal(p.grad, found) for p, found in zip(parameters, after, strict=True))
