@@ -144,7 +144,11 @@ def test_bad_input_ends_before_training(name, fit, here):
 
 def test_a_checkpoint_of_another_size_is_refused(fit, here):
     assert fit("--run_dir", "run", "--trainer.max_steps=1", "--test_after_fit=false")[0] == 0
-    code, out = fit("--run_dir", "run", "--trainer.max_steps=2", "--model.network.init_args.embed_dim=24")
+    other = ("--run_dir", "run", "--trainer.max_steps=2", "--model.network.init_args.embed_dim=24")
+    code, out = fit(*other)
+    assert code == 2, out
+    assert "model.init_args.network.init_args.embed_dim: 16 -> 24" in out
+    code, out = fit(*other, "--allow_changed_recipe=true")
     assert code == 2, out
     assert "is a checkpoint of another model: " in out
     assert "in the model and " in out
