@@ -37,9 +37,8 @@ def observing_files() -> list[str]:
     return sorted(str(path.relative_to(ROOT)) for path in found)
 
 
-def run_tests(files: list[str], folder: Path) -> tuple[list[dict[str, str | float | None]], list[str], int]:
+def run_tests(files: list[str], target: Path) -> tuple[list[dict[str, str | float | None]], list[str], int]:
     """Rows of the table, what pytest says of tests that did not pass, and its exit code."""
-    target = folder / "faults.jsonl"
     options = ["-n", "0", "-q", "-rfEs", "-m", "slow or not slow"]
     command = [sys.executable, "-m", "pytest", *options, "--faults-to", str(target), *files]
     run = subprocess.run(command, cwd=ROOT, env=os.environ, stdout=subprocess.PIPE, text=True, check=False)
@@ -65,9 +64,10 @@ def main() -> None:
         prog="python -m benchmarks.faults", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--write", action="store_true", help="write benchmarks/results/faults.md")
+    parser.add_argument("--rows", type=Path, help="keep here what tests write down, as they end")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        rows, not_passed, code = run_tests(observing_files(), Path(folder))
+        rows, not_passed, code = run_tests(observing_files(), args.rows or Path(folder, "rows.jsonl"))
     environment = describe_environment(1, [])
     versions = environment["versions"]
     head = HEAD.format(
