@@ -309,6 +309,9 @@ def test_braces_wildcards_folders_and_lists(folder):
     assert find_tars(f"{folder}/0*.tar") == all_of
     assert find_tars(str(folder)) == all_of
     assert find_tars([all_of[2], f"{folder}/0000{{0,1}}.tar"]) == [all_of[2], *all_of[:2]]
+    for hidden in ("{pipe:mkdir a,pipe:mkdir b}", "pip{e:mkdir a,e:mkdir b}"):
+        with pytest.raises(ValueError, match="begins with `pipe:` for all to see"):
+            find_tars(hidden)
     assert find_tars("pipe:cat {a,b}.tar | gunzip") == ["pipe:cat a.tar | gunzip", "pipe:cat b.tar | gunzip"]
 
 

@@ -80,6 +80,8 @@ CONFIGS = {
     "a module beside it": "{trainer: {callbacks: [{class_path: strange.Callback}]}}",
     "a command that writes a tar": "{data: {class_path: WebDatasetDataModule, init_args: {resampled: true, "
     "samples_per_epoch: 9, train: 'pipe:mkdir witness'}}}",
+    "a command in braces": "{data: {class_path: WebDatasetDataModule, init_args: {resampled: true, "
+    "samples_per_epoch: 9, train: 'pip{e:mkdir witness,e:true}'}}}",
 }
 
 

@@ -98,11 +98,14 @@ class WebDatasetDataModule(MapStyleDataModule):
         return TarSource(find_tars(tars), self.members, self.named_classes)
 
 
+COMMAND = "pipe:"  # how WebDataset is told to run what follows
+
+
 def find_tars(places: str | Sequence[str]) -> list[str]:
     """Tars that braces, wildcards and folders stand for; in the order of the list, and of their names in a folder.
 
     Raises:
-        ValueError: a folder holds none, or a pattern fits none.
+        ValueError: a folder holds none, a pattern fits none, or braces hide a command.
     """
     found: list[str] = []
     for place in [places] if isinstance(places, str) else places:
@@ -126,4 +129,7 @@ def _expand(place: str) -> list[str]:
     require_webdataset()
     from braceexpand import braceexpand
 
-    return list(braceexpand(place))
+    tars = list(braceexpand(place))
+    if any(tar.startswith(COMMAND) for tar in tars) and not place.startswith(COMMAND):
+        raise ValueError(f"Expected a command that begins with `{COMMAND}` for all to see, got {place}. Write it out.")
+    return tars
