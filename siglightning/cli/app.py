@@ -163,9 +163,7 @@ class SigCLI(LightningCLI):
         self.session.open(str(self.subcommand), config)
         if self.subcommand == "fit" and self.session.start.checkpoint is None:
             require_one_beginning(config.init_from, config.ckpt_path)
-        kept = config.clone()
-        kept.ckpt_path = None  # where this start took its weights from; a later one has the run's own
-        self._saved_config = self._parser(self.subcommand).dump(kept, skip_none=False)
+        self._keep_config(config)
         self._tell_changes(config)
         run_dir = self.session.run_dir
         if run_dir is None:
@@ -174,6 +172,12 @@ class SigCLI(LightningCLI):
         else:
             config.trainer.default_root_dir = str(run_dir.root)
             redirect_loggers(config.trainer, run_dir)
+
+    def _keep_config(self, config: Any) -> None:
+        kept = config.clone()
+        kept.ckpt_path = None  # where this start took its weights from; a later one has the run's own
+        kept.allow_changed_recipe = False  # for this start alone
+        self._saved_config = self._parser(self.subcommand).dump(kept, skip_none=False)
 
     def _tell_changes(self, config: Any) -> None:
         """Say what is not as at the last start of the run; refuse what would make another run of it."""

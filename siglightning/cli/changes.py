@@ -8,6 +8,7 @@ from typing import Any
 import yaml
 
 import siglightning
+from siglightning.runtime.environment import describe_environment
 from siglightning.runtime.rundir import RunDir
 
 # Of these parts every argument decides what is trained, except for what follows: evaluation, inference, how the same
@@ -25,6 +26,11 @@ _OF_TRAINING = {
     *("trainer.gradient_clip_algorithm", "trainer.limit_train_batches", "trainer.overfit_batches"),
     "trainer.sync_batchnorm",
 }
+# Callbacks that change weights, and what a checkpoint holds of them; all others may come and go.
+_TRAINING_CALLBACKS = (
+    *("WeightAveraging", "EMAWeightAveraging", "StochasticWeightAveraging"),
+    "GradientAccumulationScheduler",
+)
 _SHOWN = 12  # changes in a refusal: another class brings all its arguments
 _ABSENT = "(absent)"
 
@@ -44,11 +50,15 @@ class Change:
     after: Any
 
     def __str__(self) -> str:
+        if "storage_options" in self.key.split("."):
+            return f"{self.key}: changed"  # it may be a secret
         return f"{self.key}: {self.before} -> {self.after}"
 
     @property
     def decides_training(self) -> bool:
         """Whether other weights would come out of it."""
+        if self.key == "trainer.callbacks":
+            return _that_train(self.before) != _that_train(self.after)
         part, *names = self.key.split(".")
         free = _FREE.get(part)
         return self.key in _OF_TRAINING if free is None else free.isdisjoint(names)
@@ -74,6 +84,12 @@ def _flat(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
         yield prefix, value
 
 
+def _that_train(callbacks: Any) -> list[Any]:
+    entries = callbacks if isinstance(callbacks, list) else []
+    names = [str(entry.get("class_path", "")).rpartition(".")[2] for entry in entries]
+    return [entry for entry, name in zip(entries, names, strict=True) if name in _TRAINING_CALLBACKS]
+
+
 def changes_since_last_start(run_dir: RunDir, config: str) -> list[Change]:
     """What ``config``, a YAML text, changes of the last start in a directory that holds a run."""
     return config_changes(run_dir.config_of(run_dir.last_start()).read_text(), config)
@@ -94,7 +110,7 @@ def require_same_recipe(run_dir: RunDir, changes: Sequence[Change], global_step:
     Raises:
         ValueError: something that decides the training has changed; the message has a line for each change.
     """
-    same_release = _release_of(run_dir) == siglightning.__version__
+    same_release = any(change.is_on_one_side for change in changes) and _is_of_this_release(run_dir)
     refused = [
         str(change)
         for change in changes
@@ -112,9 +128,12 @@ def require_same_recipe(run_dir: RunDir, changes: Sequence[Change], global_step:
         )
 
 
-def _release_of(run_dir: RunDir) -> str | None:
+def _is_of_this_release(run_dir: RunDir) -> bool:
+    """Whether the last start had this version and, in a checkout, this commit."""
     try:
-        environment = json.loads(run_dir.environment_of(run_dir.last_start()).read_text())
-        return str(environment["versions"]["siglightning"])
+        then = json.loads(run_dir.environment_of(run_dir.last_start()).read_text())
+        now = describe_environment(1, [])
+        commits = [(environment["git"] or {}).get("commit") for environment in (then, now)]
+        return bool(then["versions"]["siglightning"] == siglightning.__version__ and commits[0] == commits[1])
     except (OSError, ValueError, KeyError, TypeError):
-        return None
+        return False

@@ -187,6 +187,8 @@ class DoctorCLI(SigCLI):
         self.session.look(config)
         if self.session.start.checkpoint is None:
             require_one_beginning(config.init_from, config.ckpt_path)
+        self._keep_config(config)
+        self._tell_changes(config)
         config.trainer.default_root_dir = str(self._scratch_folder)
         config.trainer.logger = False
 

@@ -50,6 +50,7 @@ def test_another_recipe_by_permission_is_then_that_of_the_run(begun, fit):
         True,
     )
     assert fit("--run_dir", "run")[0] == 2
+    assert yaml.safe_load((begun / "config.resume-1.yaml").read_text())["allow_changed_recipe"] is False
     assert fit("--run_dir", "run", lower)[0] == 0
 
 
@@ -74,6 +75,8 @@ def test_an_option_that_came_with_a_release_is_no_change(begun, fit, release, co
         ("data: {init_args: {root: here}}", "data: {init_args: {root: there}}", False),
         ("data: {init_args: {templates: [a]}}", "data: {init_args: {templates: [b]}}", True),
         ("model: {init_args: {templates: [a]}}", "model: {init_args: {templates: [b]}}", False),
+        ("trainer: {callbacks: null}", "trainer: {callbacks: [{class_path: x.Progress}]}", False),
+        ("trainer: {callbacks: [{class_path: x.EMAWeightAveraging}]}", "trainer: {callbacks: null}", True),
         ("data: {init_args: {zeroshot_sets: null}}", "data: {init_args: {zeroshot_sets: {root: there}}}", False),
     ],
 )
