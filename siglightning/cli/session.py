@@ -138,19 +138,24 @@ class Session:
         if self._claim is not None:
             self._claim.written += paths
 
-    def close(self, code: ExitCode, message: str = "") -> None:
-        """Write ``exit.json`` and let the directory go; after a user's error, leave no trace instead."""
-        if self._claim is None or self.run_dir is None:
-            return
-        if code == ExitCode.BAD_INPUT:
-            self._claim.withdraw()
+    def record(self, code: ExitCode, message: str = "") -> None:
+        """Write ``exit.json``, but for a user's error, which leaves no trace."""
+        if self._claim is None or self.run_dir is None or code == ExitCode.BAD_INPUT:
             return
         step = self.trainer.global_step if self.trainer is not None else self.start.global_step
         try:
             ExitRecord.of(code, step, time.monotonic() - self._started_s, message).write(self.run_dir.exit)
         except OSError as error:
             print(f"warning: exit.json was not written: {error}", file=sys.stderr)
-        self._claim.release()
+
+    def close(self, code: ExitCode) -> None:
+        """Let the directory go; after a user's error, remove what this start added."""
+        if self._claim is None:
+            return
+        if code == ExitCode.BAD_INPUT:
+            self._claim.withdraw()
+        else:
+            self._claim.release()
 
 
 def was_stopped_before_restart(run_dir: RunDir) -> bool:
@@ -182,8 +187,9 @@ def run(arguments: Sequence[str], command: Sequence[str], trusted: Sequence[str]
         code, message = _run(session, trusted, debug)
     finally:
         session.signals.is_over = True
-        finish_wandb(int(code))  # first: it writes into the run directory, which a refused start removes
-        session.close(code, message)
+        session.record(code, message)  # first: W&B may wait for its server as long as it likes
+        finish_wandb(int(code))  # it writes into the run directory, which a refused start removes
+        session.close(code)
         session.signals.restore()
     return int(code)
 

@@ -1,6 +1,7 @@
 """A run that is asked to stop: all processes agree on the step after which they do, and save it."""
 
 import time
+from datetime import timedelta
 from typing import Any
 
 import torch
@@ -14,6 +15,7 @@ from siglightning.runtime.signals import StopSignals
 # took 0.2 ms between two processes and 0.4 ms between three on two cores (medians of 500, gloo, torch 2.15): 0.1 %.
 # Between machines it was not measured.
 ASK_EVERY_S = 0.5
+TIMEOUT = timedelta(minutes=2)  # of a question, under strategies without a ring; that of the ring, unless set
 
 
 class GracefulStop(Callback):
@@ -43,7 +45,7 @@ class GracefulStop(Callback):
         # Lightning asks process 0 in every step whether it was terminated. The stop tests fail when the name goes.
         trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = lambda: None  # type: ignore[method-assign]
         if trainer.world_size > 1 and self._group is None:
-            timeout = getattr(trainer.strategy, "ring_timeout", None)
+            timeout = getattr(trainer.strategy, "ring_timeout", TIMEOUT)
             group = dist.new_group(backend="gloo", timeout=timeout, group_desc="siglightning_stop")
             assert isinstance(group, dist.ProcessGroup)  # every process is a member
             self._group = group

@@ -85,8 +85,7 @@ def cut_offline_runs(folder: Path, step: int) -> list[Path]:
     """
     left = []
     for path in sorted(folder.glob("offline-run-*/run-*.wandb")):
-        later = (entry.start for entry in read_entries(path) if history_row(entry.record).get(GLOBAL_STEP, -1) >= step)
-        size = next(later, None)
+        size = _first_later(path, step)
         if size is None:
             continue
         if path.with_name(path.name + ".synced").exists():
@@ -96,6 +95,15 @@ def cut_offline_runs(folder: Path, step: int) -> list[Path]:
         with atomic_write(path) as file:  # another file: what W&B still writes into the old one goes with it
             file.write(content)
     return left
+
+
+def _first_later(path: Path, step: int) -> int | None:
+    """Where the first row of a step or a later one begins; ``None`` where there is none, nor anything to be read."""
+    try:
+        rows = ((entry.start, history_row(entry.record)) for entry in read_entries(path))
+        return next((start for start, row in rows if row.get(GLOBAL_STEP, -1) >= step), None)
+    except ValueError:  # a start that was killed, or met a full disk, before it had written its head
+        return None
 
 
 def _parts(file: BinaryIO, start: int) -> Iterator[tuple[int, int, bytes]]:

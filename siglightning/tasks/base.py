@@ -183,7 +183,10 @@ class BaseTask(LightningModule):
         """
         if not self._guard.lets_pass(self, optimizer, self._samples_to_blame):
             return
-        if gradient_clip_val and gradient_clip_algorithm in (None, "norm") and self._guard.norm is not None:
+        # Not under a gradient scaler: Lightning knows when gradients are still scaled there.
+        is_scaled = getattr(self.trainer.precision_plugin, "scaler", None) is not None
+        is_by_norm = gradient_clip_algorithm in (None, "norm") and not is_scaled
+        if gradient_clip_val and is_by_norm and self._guard.norm is not None:
             nn.utils.clip_grads_with_norm_(_parameters(optimizer), gradient_clip_val, self._guard.norm)
         else:
             self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
