@@ -4,6 +4,7 @@
     python -m benchmarks.overhead --processes 2 --write
 
 Two trainings of one configuration take turns on the machine, so many steps each; the ratio is taken within a turn.
+That is done with several pairs of new processes, for where their memory lies makes more of a difference than a turn.
 One is `siglightning fit` as it comes: signals with questions to the other processes, watchdog, gradients looked at in
 every step, a thread that answers other ranks. The other has none of these. A checkpoint every 500 steps is timed by
 itself and added as its share: it falls into one turn in many.
@@ -18,8 +19,9 @@ import subprocess
 import sys
 import tempfile
 import time
+from operator import truediv
 from pathlib import Path
-from statistics import median, quantiles
+from statistics import median
 from typing import Any
 
 import torch
@@ -132,28 +134,28 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.overhead", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--steps", type=int, default=20, help="of a turn")
-    parser.add_argument("--turns", type=int, default=32)
-    parser.add_argument("--processes", type=int, default=1)
+    parser.add_argument("--steps", type=int, default=5, help="of a turn")
+    parser.add_argument("--turns", type=int, default=42, help="of a pair; the first two are not counted")
+    parser.add_argument("--pairs", type=int, default=5)
+    parser.add_argument("--processes", type=int, default=1, help="of each training")
     parser.add_argument("--write", action="store_true", help="add the result to benchmarks/results/overhead.json")
     args = parser.parse_args()
-    found = measure(args.steps, args.turns, args.processes)
-    bare, guarded = found["seconds"]["bare"], found["seconds"]["guarded"]
-    ratios = [with_it / without for with_it, without in zip(guarded, bare, strict=True)]
-    low, _, high = quantiles(ratios, n=4)
-    share = found["save"] / (SAVE_EVERY * median(bare) / args.steps)
-    step_ms = 1e3 * median(bare) / args.steps
+    pairs = [measure(args.steps, args.turns, args.processes) for _ in range(args.pairs)]
+    ratios = [median(map(truediv, pair["seconds"]["guarded"], pair["seconds"]["bare"])) for pair in pairs]
+    step_s = median(seconds for pair in pairs for seconds in pair["seconds"]["bare"]) / args.steps
+    save_s = median(pair["save"] for pair in pairs)
     line = (
-        f"{args.processes} process(es), {len(bare)} turns of {args.steps} steps of {step_ms:.1f} ms: with all of it "
-        f"{median(ratios):.4f} times the seconds (quartiles {low:.4f} to {high:.4f}; all turns together "
-        f"{sum(guarded) / sum(bare):.4f}); a save of {1e3 * found['save']:.0f} ms every {SAVE_EVERY} steps adds "
-        f"{100 * share:.2f} %."
+        f"{args.processes} process(es), {args.pairs} pairs, {args.turns - WARM_UP} turns of {args.steps} steps of "
+        f"{1e3 * step_s:.1f} ms: with all of it {median(ratios):.4f} times the seconds (medians of the pairs: "
+        f"{', '.join(f'{ratio:.4f}' for ratio in sorted(ratios))}); a save of {1e3 * save_s:.0f} ms every {SAVE_EVERY} "
+        f"steps adds {100 * save_s / (SAVE_EVERY * step_s):.2f} %."
     )
     print(line)
     if args.write:
         results = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
-        record = {"result": line, "ratios": ratios, "environment": describe_environment(args.processes, sys.argv)}
-        RESULTS.write_text(json.dumps(results | {str(args.processes): record}, indent=1) + "\n")
+        command = " ".join(["python -m benchmarks.overhead", *sys.argv[1:]])
+        record = {"result": line, "command": command, "environment": describe_environment(args.processes, [])}
+        RESULTS.write_text(json.dumps(results | {str(args.processes): record | {"pairs": pairs}}, indent=1) + "\n")
 
 
 if __name__ == "__main__":
