@@ -23,8 +23,9 @@ RESULTS = ROOT / "benchmarks" / "results" / "faults.md"
 HEAD = """# Faults
 
 What a run does when something fails, as its tests observed it: real processes on gloo, real files and signals. Seconds
-are those from the fault until the run had ended or was going on again, on a machine with {cores} cores that started all
-processes itself (starting one takes some seconds of them); time-outs in these tests are shorter than the defaults.
+are those from the fault until the run had ended or was going on again; for what is refused, and for runs that go on
+elsewhere, those of the whole command, of which starting a process takes some. All processes shared {cores} cores, and
+time-outs are shorter here than the defaults.
 
 `{command}`, {date}, commit {commit}, {cpu}, {versions}.
 

@@ -121,13 +121,14 @@ def test_the_second_host_comes_late(hosts, arguments, tmp_path, observe):
     wait_until(lambda: is_waiting(hosts[0][0]))
     late = time.monotonic()
     codes, outputs = finish([first, start_on(hosts, 1, command, tmp_path)], tmp_path)
+    seconds = time.monotonic() - late
     assert codes == [0, 0], "\n".join(outputs)
     assert_weights_of_one(arguments, tmp_path)
     observe(
         "two hosts (network namespaces), the second late",
         expected="the first waits; weights of one host",
         observed="began when the first had been waiting; weights within 1e-12 of one host's (fp64)",
-        seconds=time.monotonic() - late,
+        seconds=seconds,
     )
 
 
