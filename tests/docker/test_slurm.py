@@ -44,7 +44,8 @@ def submit(slurm, folder, name, *flags, sbatch=TWO_TASKS):
     (folder / "small.yaml").write_text(LONG)
     run = ["fit", "--config", "quickstart", "--config", "small.yaml", "--trust_imports", "queued", "--run_dir", name]
     path = os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])
-    return slurm.submit(folder, *sbatch, DOCKER / "siglightning.sbatch", *run, *flags, PYTHONPATH=path, OMP_NUM_THREADS="1")
+    job = [*sbatch, DOCKER / "siglightning.sbatch", *run, *flags]
+    return slurm.submit(folder, *job, PYTHONPATH=path, OMP_NUM_THREADS="1")
 
 
 def log_of(folder, job):
