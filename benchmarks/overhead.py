@@ -160,5 +160,5 @@ def main() -> None:
 
 if __name__ == "__main__":
     if sys.argv[1:2] == ["--child"]:
-        sys.exit(child(*sys.argv[2:4], *map(int, sys.argv[4:7])))  # type: ignore[arg-type]
+        sys.exit(child(sys.argv[2], sys.argv[3], *map(int, sys.argv[4:7])))
     main()
