@@ -1,11 +1,15 @@
-"""Shared set-up: the references are importable, each test process keeps to one core, faults can be written down."""
+"""Shared set-up: references to import, one core a test process, Triton on the CPU, faults that are written down."""
 
 import json
+import os
 import sys
 from pathlib import Path
 
 import pytest
 import torch
+
+if not torch.cuda.is_available():
+    os.environ.setdefault("TRITON_INTERPRET", "1")  # before anything imports Triton, which asks only then
 
 sys.path.insert(0, str(Path(__file__).parent))
 torch.set_num_threads(1)  # two test processes share two cores

@@ -36,9 +36,9 @@ class Exchange(ABC):
     def blocks(self, own: Block) -> Iterator[tuple[int, Block]]:
         """Yield ``(owner, block)`` for every rank."""
 
-    def zeros_like(self, block: Tensor) -> Tensor:
+    def zeros_like(self, block: Tensor, dtype: torch.dtype) -> Tensor:
         """Zeros ``[rows of the block, ...]`` to add a share up in, for :meth:`hand_on`."""
-        return torch.zeros_like(block)
+        return torch.zeros_like(block, dtype=dtype)
 
     @abstractmethod
     def hand_on(self, share: Tensor) -> None:
@@ -64,11 +64,11 @@ class RingExchange(Exchange):
         """See :meth:`Ring.travel`."""
         return self.ring.travel(own, self.sizes)
 
-    def zeros_like(self, block: Tensor) -> Tensor:
+    def zeros_like(self, block: Tensor, dtype: torch.dtype) -> Tensor:
         """Zeros, in memory that an accumulator has left where it fits."""
-        fitting = [tensor for tensor in self._spare if tensor.shape == block.shape and tensor.dtype == block.dtype]
+        fitting = [tensor for tensor in self._spare if tensor.shape == block.shape and tensor.dtype == dtype]
         if not fitting:
-            return torch.zeros_like(block)
+            return torch.zeros_like(block, dtype=dtype)
         self._spare = tuple(tensor for tensor in self._spare if tensor is not fitting[0])
         return fitting[0].zero_()
 

@@ -2,15 +2,13 @@
 
 import zlib
 from collections.abc import Iterator, Sequence
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from siglightning.distributed.exchange import Combine, Comm, Exchange, open_exchange
 from siglightning.distributed.ring import Ring
-
-Backend = Literal["auto", "eager"]
 
 DEFAULT_CHUNK_SIZE = 1024  # a 1024 x 1024 fp32 tile is 4 MiB: it stays in cache, and larger tiles measured no faster
 
@@ -87,13 +85,10 @@ def checksum(sizes: Sequence[int] | None) -> int:
     return 0 if sizes is None else zlib.crc32(repr(list(sizes)).encode())
 
 
-def tile_size(chunk_size: int | None, backend: str) -> int:
-    """Return the side of a tile in rows, ``DEFAULT_CHUNK_SIZE`` unless given."""
-    if backend not in ("auto", "eager"):
-        raise ValueError(f"Expected backend 'auto' or 'eager', got {backend!r}.")
+def check_chunk_size(chunk_size: int | None) -> None:
+    """Raise ``ValueError`` for tiles without a row."""
     if chunk_size is not None and chunk_size < 1:
         raise ValueError(f"Expected chunk_size of at least 1 row, got {chunk_size}.")
-    return chunk_size or DEFAULT_CHUNK_SIZE
 
 
 def compute_dtype(dtype: torch.dtype) -> torch.dtype:

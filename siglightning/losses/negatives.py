@@ -262,8 +262,8 @@ def _select(pairs: Pairs, ranks: Ranks, num_kept: int, descending: bool) -> _Thr
 def _histogram(pairs: Pairs, ranks: Ranks, descending: bool, shift: int, known: int | None) -> Tensor:
     """How many of this rank's negatives have which 16 bits at ``shift``, of those that begin with ``known``."""
     counts = torch.zeros(2**_DIGIT, dtype=torch.int64, device=pairs.images.device)
-    for _, _, tiles in pairs.blocks(ranks.exchange()):
-        for tile in tiles:
+    for owner, texts, ids in pairs.blocks(ranks.exchange()):
+        for tile in pairs.tiles(texts, ids, owner == ranks.ring.rank):
             keys = _keys(tile, descending)
             if known is None:
                 digits = (keys >> shift).add_(2 ** (_DIGIT - 1))  # keys have a sign

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from siglightning.distributed.exchange import Exchange
 from siglightning.distributed.ring import Block
-from siglightning.losses.inputs import compute_dtype, tiles
+from siglightning.losses.inputs import DEFAULT_CHUNK_SIZE, compute_dtype, tiles
 
 Match = Literal["positive", "ignore"]
 
@@ -50,13 +50,13 @@ class Pairs:
     """What the tiles are made of.
 
     Attributes:
-        images: ``[b, d]`` of this rank, in the dtype of the arithmetic.
+        images: ``[b, d]`` of this rank, in the dtype of the arithmetic, or for a kernel as they came.
         texts: ``[b, d]`` of this rank, in the dtype in which they travel.
         scale: ``exp(t')``, a scalar in the dtype of the arithmetic.
         bias: b, likewise.
         match_ids: int64 ``[b]``; rows with equal ids match. ``None``: only row i matches row i.
         match: what a match off the diagonal is: another positive, or a pair to be left out.
-        side: of a tile in rows.
+        side: of a tile in rows; ``None`` leaves it to whoever forms the tiles.
     """
 
     images: Tensor
@@ -65,7 +65,7 @@ class Pairs:
     bias: Tensor
     match_ids: Tensor | None
     match: Match
-    side: int
+    side: int | None
 
     @classmethod
     def of(
@@ -76,26 +76,25 @@ class Pairs:
         bias: Tensor | None,
         match_ids: Tensor | None,
         match: Match,
-        side: int,
+        side: int | None,
+        keep_dtype: bool = False,
     ) -> "Pairs":
-        """From the arguments of a loss."""
+        """From the arguments of a loss; with ``keep_dtype`` images stay as they are, without a copy."""
         dtype = compute_dtype(image_embeds.dtype)
         scale = log_scale.to(dtype).exp().reshape(())
         shift = scale.new_zeros(()) if bias is None else bias.to(dtype).reshape(())
-        return cls(image_embeds.to(dtype), text_embeds.detach(), scale, shift, match_ids, match, side)
+        images = image_embeds.detach() if keep_dtype else image_embeds.to(dtype)
+        return cls(images, text_embeds.detach(), scale, shift, match_ids, match, side)
 
-    def blocks(self, exchange: Exchange) -> Iterator[tuple[int, Tensor, Iterator[Tile]]]:
-        """Yield ``(owner, texts, tiles)`` for every rank; the texts ``[rows of the block, d]`` as they are multiplied.
-
-        Texts and ids travel once, as ``exchange`` sends blocks. All tiles share two buffers.
-        """
+    def blocks(self, exchange: Exchange) -> Iterator[tuple[int, Tensor, Tensor | None]]:
+        """Yield ``(owner, texts, ids)`` for every rank, ``[m, d]`` and ``[m]``; they travel as ``exchange`` sends."""
         own: Block = (self.texts,) if self.match_ids is None else (self.texts, self.match_ids)
         for owner, (texts, *ids) in exchange.blocks(own):
-            y = texts.to(self.images.dtype)
-            yield owner, y, self._tiles(y, ids[0] if ids else None, owner == exchange.ring.rank)
+            yield owner, texts, ids[0] if ids else None
 
-    def _tiles(self, y: Tensor, text_ids: Tensor | None, is_own: bool) -> Iterator[Tile]:
-        x, side = self.images, self.side
+    def tiles(self, texts: Tensor, text_ids: Tensor | None, is_own: bool) -> Iterator[Tile]:
+        """Tiles of this rank's images with one block of texts, one after the other in the same two buffers."""
+        x, y, side = self.images, texts.to(self.images.dtype), self.side or DEFAULT_CHUNK_SIZE
         buffers = [x.new_empty(min(side, len(x)) * min(side, len(y))) for _ in range(2)]
         for rows, columns in tiles(len(x), len(y), side):
             shape = (rows.stop - rows.start, columns.stop - columns.start)

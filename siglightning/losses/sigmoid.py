@@ -17,9 +17,7 @@ the mean over ranks is the loss above, and the averaging of DistributedDataParal
 of t' and b included.
 """
 
-import math
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 
 import torch
 import torch.distributed as dist
@@ -28,20 +26,20 @@ from torch import Tensor
 from siglightning.distributed.exchange import Comm
 from siglightning.distributed.ring import Ring
 from siglightning.distributed.watch import agree
+from siglightning.losses.backends import Backend, chosen_backend
+from siglightning.losses.eager_sigmoid import EagerBlocks
 from siglightning.losses.inputs import (
-    Backend,
     Ranks,
+    check_chunk_size,
     check_embeddings,
     check_scalar,
     checksum,
     shared_sizes,
-    tile_size,
 )
 from siglightning.losses.known import with_gradients
-from siglightning.losses.negatives import Mask, Negatives, Tied, open_mask
-from siglightning.losses.pairs import Match, Pairs, Tile
-
-_FOLDS = 3  # 2**3 terms share one logarithm: see _softplus_sum
+from siglightning.losses.negatives import Negatives, open_mask
+from siglightning.losses.pairs import Match, Pairs
+from siglightning.losses.sums import Blocks, Sums
 
 
 def sigmoid_loss(
@@ -107,7 +105,8 @@ def sigmoid_loss(
     _check_matches(match_ids, match, len(image_embeds))
     if negatives is not None and not isinstance(negatives, Negatives):
         raise ValueError(f"Expected negatives to be a siglightning.losses.Negatives or None, got {negatives!r}.")
-    side = tile_size(chunk_size, backend)
+    check_chunk_size(chunk_size)
+    kind = chosen_backend(backend, image_embeds, masked=negatives is not None)
     inputs = (image_embeds, text_embeds, log_scale, bias)
     with_grad = torch.is_grad_enabled() and any(value is not None and value.requires_grad for value in inputs)
     need_text = with_grad and text_embeds.requires_grad
@@ -127,9 +126,15 @@ def sigmoid_loss(
     if negatives is not None:
         negatives.check_batch(sum(ranks.sizes))
     with torch.no_grad(), torch.autocast(image_embeds.device.type, enabled=False):
-        pairs = Pairs.of(*inputs, match_ids, match, side)
+        pairs = Pairs.of(*inputs, match_ids, match, chunk_size, keep_dtype=kind == "triton")
         mask = None if negatives is None else open_mask(negatives, step, pairs, ranks)
-        loss, gradients = _loss_and_gradients(pairs, ranks, mask, (need_image, need_text))
+        blocks: Blocks = EagerBlocks(pairs, ring.rank, need_image, mask)
+        if kind == "triton":
+            # Not before it is asked for: not every installation has Triton.
+            from siglightning.losses.triton_sigmoid import FusedBlocks
+
+            blocks = FusedBlocks(pairs, ranks, need_image, need_text)
+        loss, gradients = _loss_and_gradients(pairs, ranks, blocks, (need_image, need_text))
     return with_gradients(loss, list(zip(inputs, gradients, strict=True)))
 
 
@@ -143,103 +148,39 @@ def _check_matches(match_ids: Tensor | None, match: str, num_pairs: int) -> None
         )
 
 
-@dataclass
-class _Sums:
-    """What tiles add up to: loss and sum of derivatives in fp64, gradients of the embeddings without ``t D / |B|``.
-
-    ``text`` belongs to the block of texts under way, everything else to this rank's images.
-    """
-
-    loss: Tensor
-    derivatives: Tensor
-    image: Tensor | None
-    text: Tensor | None = None
-
-    @classmethod
-    def zeros(cls, x: Tensor, need_image: bool) -> "_Sums":
-        zero = x.new_zeros((), dtype=torch.float64)
-        return cls(zero, zero.clone(), torch.zeros_like(x) if need_image else None)
-
-
 def _loss_and_gradients(
-    pairs: Pairs, ranks: Ranks, mask: Mask | None, need: tuple[bool, bool]
+    pairs: Pairs, ranks: Ranks, blocks: Blocks, need: tuple[bool, bool]
 ) -> tuple[Tensor, Sequence[Tensor | None]]:
     """The loss and its gradients by images, texts, t' and b, in one trip over all ranks' texts.
 
     ``need`` tells whether the gradients of images and of texts are wanted.
     """
-    need_image, need_text = need
-    sums = _Sums.zeros(pairs.images, need_image)
-    exchange = ranks.exchange()
-    for owner, y, tiles in pairs.blocks(exchange):
-        sums.text = exchange.zeros_like(y) if need_text else None
-        masked = ((tile, mask(tile, owner) if mask is not None else None) for tile in tiles)
-        _add_block(pairs.images, y, masked, sums)
-        if sums.text is not None:
-            exchange.hand_on(sums.text)
-    loss = (sums.loss * ranks.share).to(pairs.images.dtype)
-    if not (need_image or need_text):
-        return loss, (None,) * 4
-    sums.text = exchange.home() if need_text else None
-    return loss, _gradients(sums, pairs, ranks.share)
-
-
-def _gradients(sums: _Sums, pairs: Pairs, share: float) -> tuple[Tensor | None, Tensor | None, Tensor, Tensor]:
-    """Finish the sums in place: the gradients of images, texts, t' (``sum(dx * x)``, or the same of texts) and b."""
-    factor = pairs.scale * share
-    for gradient in (sums.image, sums.text):
+    exchange, dtype = ranks.exchange(), pairs.scale.dtype
+    for owner, texts, ids in pairs.blocks(exchange):
+        gradient = exchange.zeros_like(texts, dtype) if need[1] else None
+        blocks.add(owner, texts, ids, gradient)
         if gradient is not None:
-            gradient *= factor
-    embeds, gradient = (pairs.images, sums.image) if sums.image is not None else (pairs.texts, sums.text)
+            exchange.hand_on(gradient)
+    sums = blocks.sums()
+    loss = (sums.loss * ranks.share).to(dtype)
+    if not any(need):
+        return loss, (None,) * 4
+    return loss, _gradients(sums, exchange.home() if need[1] else None, pairs, ranks.share)
+
+
+def _gradients(
+    sums: Sums, text: Tensor | None, pairs: Pairs, share: float
+) -> tuple[Tensor | None, Tensor | None, Tensor, Tensor]:
+    """Finish the sums in place: the gradients of images, texts, t' and b."""
+    for gradient in (sums.image, text):
+        if gradient is not None:
+            gradient *= pairs.scale * share
+    log_scale = _log_scale_gradient(sums.image, text, pairs) if sums.scaled is None else sums.scaled * share
+    return sums.image, text, log_scale, sums.derivatives * share
+
+
+def _log_scale_gradient(image: Tensor | None, text: Tensor | None, pairs: Pairs) -> Tensor:
+    """The gradient of t' out of that of either side: ``sum(dx * x)``."""
+    embeds, gradient = (pairs.images, image) if image is not None else (pairs.texts, text)
     assert gradient is not None  # one side is always formed when any gradient is wanted
-    log_scale = torch.einsum("id,id->i", embeds.to(gradient.dtype), gradient).sum(dtype=torch.float64)
-    return sums.image, sums.text, log_scale, sums.derivatives * share
-
-
-def _add_block(x: Tensor, y: Tensor, tiles: Iterator[tuple[Tile, Tied | None]], sums: _Sums) -> None:
-    """Add one block, the tiles of images ``x [n, d]`` and texts ``y [m, d]``, to ``sums``."""
-    for (rows, columns, s, p, positives, ignored), tied in tiles:
-        if positives is not None:
-            s[positives] *= -1
-        if ignored is not None:
-            s[ignored] = -math.inf  # softplus and sigmoid of it are exactly zero
-        torch.sigmoid(s, out=p)
-        sums.loss += _softplus_sum(s, p)
-        if tied is not None:
-            sums.loss += tied.loss()
-            tied.fill(p)
-        if positives is not None:
-            p[positives] *= -1
-        sums.derivatives += _sum(p)
-        if sums.image is not None:
-            sums.image[rows].addmm_(p, y[columns])
-        if sums.text is not None:
-            sums.text[columns].addmm_(p.T, x[rows])
-
-
-def _softplus_sum(s: Tensor, p: Tensor) -> Tensor:
-    """Return ``sum(softplus(s))`` in fp64, given ``p = sigmoid(s)``; overwrites ``s``.
-
-    ``softplus(s) = relu(s) - log(1 - q)`` with ``q = min(p, 1 - p)``, and logarithms of a product add up, so eight
-    terms share one ``log1p``, which costs as much as eight sigmoids. The product of ``1 - q_k`` is carried as its
-    complement, by ``(1 - a)(1 - b) = 1 - (a + b (1 - a))``: sums of small positive numbers, which keep the relative
-    precision of ``q = 1e-5`` where ``1 - q`` would round it away. Worst case: eight terms at s = 0, a complement of
-    1 - 2**-8, where rounding by 2**-25 costs 8e-6 of their sum of 5.5.
-    """
-    total = _sum(s.clamp_min_(0))
-    one = p.new_ones(())
-    q = torch.minimum(p, torch.sub(one, p, out=s), out=s).view(-1)
-    whole = len(q) >> _FOLDS << _FOLDS
-    folded, rest = q[:whole], q[whole:]
-    for _ in range(_FOLDS):
-        left, right = folded.view(2, -1)
-        folded = left.lerp_(one, right)  # left + right (1 - left)
-    return total - torch.log1p(-folded).sum(dtype=torch.float64) - torch.log1p(-rest).sum(dtype=torch.float64)
-
-
-def _sum(tile: Tensor) -> Tensor:
-    """Sum in fp64 of rows summed in their own dtype: a tenth of the time of converting every entry.
-
-    A row has at most as many terms as a tile, added pairwise, so in fp32 it is right to some 1e-7 of its absolute sum.
-    """
-    return tile.sum(dim=1).sum(dtype=torch.float64)
+    return torch.einsum("id,id->i", embeds.to(gradient.dtype), gradient).sum(dtype=torch.float64)

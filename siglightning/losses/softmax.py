@@ -23,15 +23,16 @@ from torch import Tensor
 from siglightning.distributed.exchange import Comm
 from siglightning.distributed.ring import Ring
 from siglightning.distributed.watch import agree
+from siglightning.losses.backends import Backend, chosen_backend
 from siglightning.losses.inputs import (
-    Backend,
+    DEFAULT_CHUNK_SIZE,
     Ranks,
+    check_chunk_size,
     check_embeddings,
     check_scalar,
     checksum,
     compute_dtype,
     shared_sizes,
-    tile_size,
     tiles,
 )
 from siglightning.losses.known import with_gradients
@@ -77,7 +78,9 @@ def softmax_loss(
     check_scalar("log_scale", log_scale)
     ring = Ring.of(group)
     all_sizes = shared_sizes(ring, sizes, comm, len(image_embeds))
-    side = tile_size(chunk_size, backend)
+    check_chunk_size(chunk_size)
+    chosen_backend(backend, image_embeds)
+    side = chunk_size or DEFAULT_CHUNK_SIZE
     inputs = (image_embeds, text_embeds, log_scale)
     with_grad = torch.is_grad_enabled() and any(value.requires_grad for value in inputs)
     call = {
@@ -131,7 +134,7 @@ def _gradients(
     exchange = ranks.exchange()
     for owner, (texts, lse) in exchange.blocks((own_texts, column_lse)):
         y = texts.to(x.dtype)
-        gradient_y = exchange.zeros_like(y)
+        gradient_y = exchange.zeros_like(y, y.dtype)
         if owner == ranks.ring.rank:
             gradient_y.sub_(x, alpha=2)
         for rows, columns in tiles(len(x), len(y), side):

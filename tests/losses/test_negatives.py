@@ -148,7 +148,8 @@ def test_every_trip_meets_the_same_logits_to_the_bit():
     trips = []
     for _ in range(3):
         exchange = open_exchange("ring", Ring(), [300])
-        trips.append([tile.logits.clone() for _, _, tiles in pairs.blocks(exchange) for tile in tiles])
+        blocks = (pairs.tiles(texts, ids, is_own=True) for _, texts, ids in pairs.blocks(exchange))
+        trips.append([tile.logits.clone() for tiles in blocks for tile in tiles])
         trips.append([torch.empty(1237), *trips.pop()][1:])  # whatever else is allocated in between
     for first, second in pairwise(trips):
         assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
@@ -262,14 +263,14 @@ def test_what_is_not_a_number_shows(kind):
 @pytest.mark.parametrize("kind", ["hard", "easy"])
 def test_products_that_differ_from_trip_to_trip_cost_a_few_negatives_and_no_more(kind, monkeypatch):
     """Not every device repeats itself. Here each trip's logits are off by up to 1e-3, thousands of roundings."""
-    tiles_of, generator = Pairs._tiles, torch.Generator().manual_seed(0)
+    tiles_of, generator = Pairs.tiles, torch.Generator().manual_seed(0)
 
-    def shaken(self, *args):
-        for tile in tiles_of(self, *args):
+    def shaken(self, *args, **options):
+        for tile in tiles_of(self, *args, **options):
             tile.logits.add_(1e-3 * torch.rand(tile.logits.shape, generator=generator))
             yield tile
 
-    monkeypatch.setattr(Pairs, "_tiles", shaken)
+    monkeypatch.setattr(Pairs, "tiles", shaken)
     for ratio in range(2, 40):
         kept = derivatives(negatives=Negatives(kind, ratio)) != 0
         assert abs(int(off_diagonal(kept).sum()) - ratio * 41) <= 8  # 1,640 logits over some 3: one in 2e-3
