@@ -74,8 +74,10 @@ def sigmoid_loss(
         step: of the training; a random mask depends on it and on the pair's place in the global batch, nothing else.
         sizes: local batch of every rank, where they differ; ``None``: all have b.
         comm: ``"ring"``, or ``"gather"`` (fewer and larger messages, D times the memory for texts; equal numbers).
-        chunk_size: side of a tile in rows. Memory beyond inputs and gradients is about four tiles.
-        backend: ``"eager"``; ``"auto"`` chooses it.
+        chunk_size: side of a tile in rows. Memory beyond inputs and gradients is about four tiles of fp32.
+        backend: ``"eager"``, ``"triton"`` or ``"auto"``, see :func:`siglightning.losses.backends.chosen_backend`. The
+            kernel's tiles are larger (11,264 rows unless given), and its derivatives by the logits rounded to fp16
+            (2**-11 of each) for fp16 and bf16 inputs.
 
     Returns:
         Scalar in nats, fp32 (fp64 for fp64 inputs). It grows with the number of negatives: at the start with

@@ -13,8 +13,8 @@ log-sum-exp that the ranks have added up for its columns, in the second with tho
 Scaled as the sigmoid loss: the mean over ranks is the loss, and DistributedDataParallel makes the gradients exact.
 """
 
-import math
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import torch
 import torch.distributed as dist
@@ -24,8 +24,8 @@ from siglightning.distributed.exchange import Comm
 from siglightning.distributed.ring import Ring
 from siglightning.distributed.watch import agree
 from siglightning.losses.backends import Backend, chosen_backend
+from siglightning.losses.eager_softmax import EagerSoftmax
 from siglightning.losses.inputs import (
-    DEFAULT_CHUNK_SIZE,
     Ranks,
     check_chunk_size,
     check_embeddings,
@@ -33,9 +33,11 @@ from siglightning.losses.inputs import (
     checksum,
     compute_dtype,
     shared_sizes,
-    tiles,
 )
 from siglightning.losses.known import with_gradients
+
+if TYPE_CHECKING:
+    from siglightning.losses.triton_softmax import FusedSoftmax
 
 
 def softmax_loss(
@@ -60,7 +62,7 @@ def softmax_loss(
         sizes: local batch of every rank, where they differ; ``None``: all have b.
         comm: ``"ring"``, or ``"gather"`` (fewer and larger messages, D times the memory for texts; equal numbers).
         chunk_size: side of a tile in rows. Memory beyond inputs and gradients is about two tiles.
-        backend: ``"eager"``; ``"auto"`` chooses it.
+        backend: see :func:`siglightning.losses.sigmoid_loss`.
 
     Returns:
         Scalar in nats, fp32 (fp64 for fp64 inputs), mean over the 2 b rows and columns. ``log(b)`` when nothing is
@@ -79,8 +81,7 @@ def softmax_loss(
     ring = Ring.of(group)
     all_sizes = shared_sizes(ring, sizes, comm, len(image_embeds))
     check_chunk_size(chunk_size)
-    chosen_backend(backend, image_embeds)
-    side = chunk_size or DEFAULT_CHUNK_SIZE
+    kind = chosen_backend(backend, image_embeds)
     inputs = (image_embeds, text_embeds, log_scale)
     with_grad = torch.is_grad_enabled() and any(value.requires_grad for value in inputs)
     call = {
@@ -92,60 +93,51 @@ def softmax_loss(
     }
     agree(group, call, image_embeds.device, once={"sizes": checksum(sizes)})
     with torch.no_grad(), torch.autocast(image_embeds.device.type, enabled=False):
-        loss, gradients = _loss_and_gradients(*inputs, Ranks(ring, all_sizes, comm), side, with_grad)
+        dtype = compute_dtype(image_embeds.dtype)
+        scale = log_scale.to(dtype).exp().reshape(())
+        blocks = _blocks_of(kind)(image_embeds, scale, chunk_size, with_grad)
+        loss, gradients = _loss_and_gradients(blocks, text_embeds.detach(), Ranks(ring, all_sizes, comm), dtype)
     return with_gradients(loss, list(zip(inputs, gradients, strict=True)))
 
 
+def _blocks_of(backend: str) -> "type[EagerSoftmax] | type[FusedSoftmax]":
+    if backend == "eager":
+        return EagerSoftmax
+    # Not before it is asked for: not every installation has Triton.
+    from siglightning.losses.triton_softmax import FusedSoftmax
+
+    return FusedSoftmax
+
+
 def _loss_and_gradients(
-    image_embeds: Tensor, text_embeds: Tensor, log_scale: Tensor, ranks: Ranks, side: int, with_grad: bool
+    blocks: "EagerSoftmax | FusedSoftmax", own_texts: Tensor, ranks: Ranks, dtype: torch.dtype
 ) -> tuple[Tensor, Sequence[Tensor | None]]:
-    """The loss and its gradients by images, texts and t', in two trips over all ranks' texts."""
-    dtype = compute_dtype(image_embeds.dtype)
-    x, own_texts, scale = image_embeds.to(dtype), text_embeds.detach(), log_scale.to(dtype).exp().reshape(())
-    row_lse, column_lse = _log_sum_exps(x, own_texts, scale, ranks, side)
-    positives = torch.einsum("id,id->i", x, own_texts.to(dtype)) * scale
-    terms = (row_lse + column_lse - 2 * positives).sum(dtype=torch.float64)
+    """The loss and, where wanted, its gradients by images, texts and t', in two trips over all ranks' texts."""
+    column_lse = _column_log_sum_exps(blocks, own_texts, ranks)
+    terms = (blocks.row_lse + column_lse).sum(dtype=torch.float64) - 2 * blocks.positives
     loss = (terms * (ranks.share / 2)).to(dtype)
-    if not with_grad:
-        return loss, (None,) * 3
-    return loss, _gradients(x, own_texts, scale, row_lse, column_lse, ranks, side)
+    return loss, (None,) * 3 if blocks.image is None else _gradients(blocks, own_texts, column_lse, ranks)
 
 
-def _log_sum_exps(x: Tensor, own_texts: Tensor, scale: Tensor, ranks: Ranks, side: int) -> tuple[Tensor, Tensor]:
-    """Return the log-sum-exp of each own row and each own column of all logits, both ``[b]``."""
-    row_lse = x.new_full((len(x),), -math.inf)
+def _column_log_sum_exps(blocks: "EagerSoftmax | FusedSoftmax", own_texts: Tensor, ranks: Ranks) -> Tensor:
+    """The log-sum-exp of each own column of all logits, ``[b]``; those of rows are left in ``blocks``."""
     exchange = ranks.exchange(torch.logaddexp)
-    for _, (texts,) in exchange.blocks((own_texts,)):
-        y = texts.to(x.dtype)
-        column_lse = y.new_full((len(y),), -math.inf)
-        for rows, columns in tiles(len(x), len(y), side):
-            logits = (x[rows] @ y[columns].T).mul_(scale)
-            row_lse[rows] = torch.logaddexp(row_lse[rows], logits.logsumexp(1))
-            column_lse[columns] = torch.logaddexp(column_lse[columns], logits.logsumexp(0))
-        exchange.hand_on(column_lse)
-    return row_lse, exchange.home()
+    for owner, (texts,) in exchange.blocks((own_texts,)):
+        exchange.hand_on(blocks.add_log_sum_exps(texts, owner == ranks.ring.rank))
+    return exchange.home()
 
 
 def _gradients(
-    x: Tensor, own_texts: Tensor, scale: Tensor, row_lse: Tensor, column_lse: Tensor, ranks: Ranks, side: int
+    blocks: "EagerSoftmax | FusedSoftmax", own_texts: Tensor, column_lse: Tensor, ranks: Ranks
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return the gradients of images, texts and t'. By a logit: ``(row softmax + column softmax - 2 * pair) / 2b``."""
-    gradient_x = -2 * own_texts.to(x.dtype)  # the pairs; both softmaxes are added tile by tile
+    assert blocks.image is not None
     exchange = ranks.exchange()
     for owner, (texts, lse) in exchange.blocks((own_texts, column_lse)):
-        y = texts.to(x.dtype)
-        gradient_y = exchange.zeros_like(y, y.dtype)
-        if owner == ranks.ring.rank:
-            gradient_y.sub_(x, alpha=2)
-        for rows, columns in tiles(len(x), len(y), side):
-            logits = (x[rows] @ y[columns].T).mul_(scale)
-            p = (logits - row_lse[rows, None]).exp_()
-            p += logits.sub_(lse[columns]).exp_()
-            gradient_x[rows].addmm_(p, y[columns])
-            gradient_y[columns].addmm_(p.T, x[rows])
-        exchange.hand_on(gradient_y)
-    gradient_y = exchange.home()
-    factor = scale * (ranks.share / 2)
-    gradient_x *= factor
-    gradient_y *= factor
-    return gradient_x, gradient_y, torch.einsum("id,id->i", x, gradient_x).sum(dtype=torch.float64)
+        gradient = exchange.zeros_like(texts, blocks.image.dtype)
+        blocks.add_gradients(texts, lse, gradient, owner == ranks.ring.rank)
+        exchange.hand_on(gradient)
+    text, log_scale = exchange.home(), blocks.log_scale_gradient() * (ranks.share / 2)
+    for gradient in (blocks.image, text):
+        gradient *= blocks.scale * (ranks.share / 2)
+    return blocks.image, text, log_scale

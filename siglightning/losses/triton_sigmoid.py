@@ -27,9 +27,9 @@ from siglightning.losses.triton_tiles import (
     block_place,
     default_blocks,
     halves,
+    pair_shift,
 )
 
-_ELSEWHERE = 2**30  # rows from the diagonal: no tile is so large
 _MATCHES = {"none": 0, "positive": 1, "ignore": 2}
 
 LOG2E = tl.constexpr(1.4426950408889634)
@@ -70,8 +70,8 @@ class FusedBlocks:
         operand, pairs = self.tiles.operand(texts), self.pairs
         arguments = (pairs.match_ids, text_ids, pairs.scale, pairs.bias, self._sums)
         for rows, columns in self.tiles.places(len(texts)):
-            shift = rows.start - columns.start if owner == self.rank else _ELSEWHERE
-            self.tiles.launch(_sigmoid_tile, operand, rows, columns, *arguments, shift, MATCH=self.match)
+            shift = pair_shift(rows, columns, owner == self.rank)
+            self.tiles.launch(sigmoid_tile, operand, rows, columns, *arguments, shift, MATCH=self.match)
             self.tiles.add_products(operand, rows, columns, self._image, gradient)
 
     def sums(self) -> Sums:
@@ -95,7 +95,7 @@ def _log1p(e):
 
 
 @triton.jit(do_not_specialize=["row", "column", "num_rows", "num_columns", "shift"])
-def _sigmoid_tile(
+def sigmoid_tile(
     images,
     texts,
     tile,

@@ -187,6 +187,14 @@ class FusedTiles:
         }
 
 
+def pair_shift(rows: slice, columns: slice, is_own: bool) -> int:
+    """Column less row of the pairs within a tile: 0, or so far off that there are none.
+
+    Tiles have one side on both axes, so each holds its whole share of the diagonal or nothing of it.
+    """
+    return 0 if is_own and rows.start == columns.start else 2**30
+
+
 def tile_dtype(dtype: torch.dtype) -> torch.dtype:
     """Of the derivatives by the logits: fp16 for two-byte embeddings, fp32 for fp32."""
     return torch.float32 if dtype == torch.float32 else torch.float16
