@@ -6,7 +6,7 @@ A loss takes the blocks one by one; for each it may hand on its share of somethi
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.distributed as dist
@@ -17,6 +17,7 @@ from siglightning.distributed.ring import Block, Flight, Ring, buffers_like
 from siglightning.distributed.watch import naming_the_silent
 
 Comm = Literal["ring", "gather"]
+Accumulators = Literal["full", "bf16"]
 Combine = Callable[[Tensor, Tensor], Tensor]
 
 
@@ -26,11 +27,20 @@ class Exchange(ABC):
     Args:
         ring: the ranks.
         sizes: rows of every rank's block.
-        combine: joins two ranks' shares of one block; associative and commutative. May write into its second argument.
+        combine: joins two ranks' shares of one block; associative and commutative. Writes into its second argument or
+            returns another tensor of its dtype; the first may be of ``travels_as``.
+        travels_as: dtype in which shares are sent; they are joined in their own. ``None``: in their own, too.
     """
 
-    def __init__(self, ring: Ring, sizes: Sequence[int], combine: Combine = lambda a, b: b.add_(a)) -> None:
+    def __init__(
+        self,
+        ring: Ring,
+        sizes: Sequence[int],
+        combine: Combine = lambda a, b: b.add_(a),
+        travels_as: torch.dtype | None = None,
+    ) -> None:
         self.ring, self.sizes, self.combine = ring, sizes, combine
+        self.travels_as = travels_as if ring.size > 1 else None
 
     @abstractmethod
     def blocks(self, own: Block) -> Iterator[tuple[int, Block]]:
@@ -46,7 +56,10 @@ class Exchange(ABC):
 
     @abstractmethod
     def home(self) -> Tensor:
-        """All ranks' shares of the own block, combined; after the last block."""
+        """All ranks' shares of the own block, combined; after the last block. In the dtype in which they travelled."""
+
+    def _packed(self, share: Tensor) -> Tensor:
+        return share if self.travels_as is None else share.to(self.travels_as)
 
 
 class RingExchange(Exchange):
@@ -79,9 +92,11 @@ class RingExchange(Exchange):
             share = self.combine(arrived, share)
             self._spare = (arrived, left)
         self._hops += 1
-        arriving = buffers_like((share,), self.sizes[self.ring.owner(self._hops)], self._spare[:1] or None)
-        self._spare = tuple(tensor for tensor in self._spare if tensor is not arriving[0])
-        self._flight = self.ring.shift((share,), arriving)
+        leaving = self._packed(share)
+        arriving = buffers_like((leaving,), self.sizes[self.ring.owner(self._hops)], self._spare[:1] or None)
+        kept = self._spare if leaving is share else (*self._spare, share)
+        self._spare = tuple(tensor for tensor in kept if tensor is not arriving[0])
+        self._flight = self.ring.shift((leaving,), arriving)
 
     def home(self) -> Tensor:
         """Wait for the accumulator that has been with every rank."""
@@ -93,9 +108,10 @@ class RingExchange(Exchange):
 class GatherExchange(Exchange):
     """One all-gather of the blocks before, one all-to-all of the shares after: ``size`` times the memory, two calls."""
 
-    def __init__(self, ring: Ring, sizes: Sequence[int], combine: Combine = lambda a, b: b.add_(a)) -> None:
-        super().__init__(ring, sizes, combine)
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
         self._shares: list[Tensor] = []
+        self._dtype: torch.dtype | None = None
 
     def blocks(self, own: Block) -> Iterator[tuple[int, Block]]:
         """Gather everything, then yield in the order of the ring, so that both forms add up alike."""
@@ -106,7 +122,8 @@ class GatherExchange(Exchange):
 
     def hand_on(self, share: Tensor) -> None:
         """Keep the share until all are there."""
-        self._shares.append(share)
+        self._dtype = share.dtype
+        self._shares.append(self._packed(share))
 
     def home(self) -> Tensor:
         """Send each rank its shares and combine those that arrive, in the order in which a ring would."""
@@ -117,7 +134,7 @@ class GatherExchange(Exchange):
             dist.all_to_all_single(incoming, outgoing, group=self.ring.group)
         total = incoming[rank]
         for hop in range(1, size):
-            total = self.combine(total, incoming[(rank + hop) % size])
+            total = self.combine(total, incoming[(rank + hop) % size].to(self._dtype))
         return total[: self.sizes[rank]].clone()  # alone: a view would keep all ranks' shares until backward
 
     def _all_gather(self, own: Tensor) -> Tensor:
@@ -133,10 +150,10 @@ class GatherExchange(Exchange):
         return functional.pad(block, (0, 0) * (block.ndim - 1) + (0, missing)) if missing else block
 
 
-def open_exchange(comm: Comm, ring: Ring, sizes: Sequence[int], combine: Combine | None = None) -> Exchange:
-    """Start a pass over the blocks of all ranks; in a ring of one both forms are the ring."""
+def open_exchange(comm: Comm, ring: Ring, sizes: Sequence[int], **options: Any) -> Exchange:
+    """Start a pass over the blocks of all ranks, with ``options`` of :class:`Exchange`; a ring of one is the ring."""
     form = GatherExchange if comm == "gather" and ring.size > 1 else RingExchange
-    return form(ring, sizes) if combine is None else form(ring, sizes, combine)
+    return form(ring, sizes, **options)
 
 
 def sum_over_ranks(ring: Ring, values: Tensor) -> Tensor:

@@ -2,12 +2,12 @@
 
 import zlib
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple, get_args
 
 import torch
 from torch import Tensor
 
-from siglightning.distributed.exchange import Combine, Comm, Exchange, open_exchange
+from siglightning.distributed.exchange import Accumulators, Comm, Exchange, open_exchange
 from siglightning.distributed.ring import Ring
 
 DEFAULT_CHUNK_SIZE = 1024  # a 1024 x 1024 fp32 tile is 4 MiB: it stays in cache, and larger tiles measured no faster
@@ -20,20 +20,26 @@ class Ranks(NamedTuple):
         ring: the ranks.
         sizes: local batch of every rank.
         comm: how blocks reach all ranks.
+        accumulators: dtype in which gradients of texts travel.
     """
 
     ring: Ring
     sizes: Sequence[int]
     comm: Comm
+    accumulators: Accumulators = "full"
 
     @property
     def share(self) -> float:
         """``D / |B|``: what a term counts, so that the mean over ranks is a mean over all pairs."""
         return self.ring.size / sum(self.sizes)
 
-    def exchange(self, combine: Combine | None = None) -> Exchange:
-        """Start a trip over the blocks of all ranks."""
-        return open_exchange(self.comm, self.ring, self.sizes, combine)
+    def exchange(self, **options: Any) -> Exchange:
+        """Start a trip over the blocks of all ranks, with ``options`` of :class:`Exchange`."""
+        return open_exchange(self.comm, self.ring, self.sizes, **options)
+
+    def gradient_exchange(self) -> Exchange:
+        """Start a trip on which gradients of the texts come home."""
+        return self.exchange(travels_as=torch.bfloat16 if self.accumulators == "bf16" else None)
 
 
 def check_embeddings(image_embeds: Tensor, text_embeds: Tensor) -> None:
@@ -89,6 +95,12 @@ def check_chunk_size(chunk_size: int | None) -> None:
     """Raise ``ValueError`` for tiles without a row."""
     if chunk_size is not None and chunk_size < 1:
         raise ValueError(f"Expected chunk_size of at least 1 row, got {chunk_size}.")
+
+
+def check_accumulators(accumulators: str) -> None:
+    """Raise ``ValueError`` for an unknown dtype of gradients under way."""
+    if accumulators not in get_args(Accumulators):
+        raise ValueError(f"Expected accumulators to be 'full' or 'bf16', got {accumulators!r}.")
 
 
 def compute_dtype(dtype: torch.dtype) -> torch.dtype:

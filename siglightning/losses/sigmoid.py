@@ -23,13 +23,14 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from siglightning.distributed.exchange import Comm
+from siglightning.distributed.exchange import Accumulators, Comm
 from siglightning.distributed.ring import Ring
 from siglightning.distributed.watch import agree
 from siglightning.losses.backends import Backend, chosen_backend
 from siglightning.losses.eager_sigmoid import EagerBlocks
 from siglightning.losses.inputs import (
     Ranks,
+    check_accumulators,
     check_chunk_size,
     check_embeddings,
     check_scalar,
@@ -55,6 +56,7 @@ def sigmoid_loss(
     step: int = 0,
     sizes: Sequence[int] | None = None,
     comm: Comm = "ring",
+    accumulators: Accumulators = "full",
     chunk_size: int | None = None,
     backend: Backend = "auto",
 ) -> Tensor:
@@ -74,6 +76,9 @@ def sigmoid_loss(
         step: of the training; a random mask depends on it and on the pair's place in the global batch, nothing else.
         sizes: local batch of every rank, where they differ; ``None``: all have b.
         comm: ``"ring"``, or ``"gather"`` (fewer and larger messages, D times the memory for texts; equal numbers).
+        accumulators: how gradients of texts travel between ranks: in the dtype of the arithmetic (``"full"``), or
+            rounded to ``"bf16"``, half the bytes of fp32. Every rank adds in full and rounds before it sends, so that
+            D ranks round D times: each is off by at most 2**-8 of what had been added up by then.
         chunk_size: side of a tile in rows. Memory beyond inputs and gradients is about four tiles of fp32.
         backend: ``"eager"``, ``"triton"`` or ``"auto"``, see :func:`siglightning.losses.backends.chosen_backend`. The
             kernel's tiles are larger (11,264 rows unless given), and its derivatives by the logits rounded to fp16
@@ -94,8 +99,9 @@ def sigmoid_loss(
         gradient has scaled it. Backward multiplies and communicates nothing. Differentiable once.
 
         Ring: each rank sends its texts (in their dtype) and match ids to the next rank, D - 1 times in all, and the
-        gradients of the texts under way (fp32 or fp64), D times; all of it flies while a block is computed. Gather:
-        one all-gather of texts and one of ids, one all-to-all of gradients. The first call gathers 512 bytes a rank.
+        gradients of the texts under way (fp32 or fp64, or as ``accumulators`` says), D times; all of it flies while a
+        block is computed. Gather: one all-gather of texts and one of ids, one all-to-all of gradients. The first call
+        gathers 512 bytes a rank.
         Masks need more of both: see :class:`Negatives`.
     """
     check_embeddings(image_embeds, text_embeds)
@@ -103,7 +109,8 @@ def sigmoid_loss(
     if bias is not None:
         check_scalar("bias", bias)
     ring = Ring.of(group)
-    ranks = Ranks(ring, shared_sizes(ring, sizes, comm, len(image_embeds)), comm)
+    check_accumulators(accumulators)
+    ranks = Ranks(ring, shared_sizes(ring, sizes, comm, len(image_embeds)), comm, accumulators)
     _check_matches(match_ids, match, len(image_embeds))
     if negatives is not None and not isinstance(negatives, Negatives):
         raise ValueError(f"Expected negatives to be a siglightning.losses.Negatives or None, got {negatives!r}.")
@@ -122,6 +129,7 @@ def sigmoid_loss(
         "text gradients": need_text,
         "match": "none" if match_ids is None else match,
         "comm": comm,
+        "accumulators": accumulators,
         "negatives": "all" if negatives is None else negatives.kind,
     }
     agree(group, call, image_embeds.device, once={"sizes": checksum(sizes), "mask": f"{negatives} at step {step}"})
@@ -157,7 +165,7 @@ def _loss_and_gradients(
 
     ``need`` tells whether the gradients of images and of texts are wanted.
     """
-    exchange, dtype = ranks.exchange(), pairs.scale.dtype
+    exchange, dtype = ranks.gradient_exchange(), pairs.scale.dtype
     for owner, texts, ids in pairs.blocks(exchange):
         gradient = exchange.zeros_like(texts, dtype) if need[1] else None
         blocks.add(owner, texts, ids, gradient)
@@ -167,7 +175,7 @@ def _loss_and_gradients(
     loss = (sums.loss * ranks.share).to(dtype)
     if not any(need):
         return loss, (None,) * 4
-    return loss, _gradients(sums, exchange.home() if need[1] else None, pairs, ranks.share)
+    return loss, _gradients(sums, exchange.home().to(dtype) if need[1] else None, pairs, ranks.share)
 
 
 def _gradients(

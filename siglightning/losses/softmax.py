@@ -20,13 +20,14 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from siglightning.distributed.exchange import Comm
+from siglightning.distributed.exchange import Accumulators, Comm
 from siglightning.distributed.ring import Ring
 from siglightning.distributed.watch import agree
 from siglightning.losses.backends import Backend, chosen_backend
 from siglightning.losses.eager_softmax import EagerSoftmax
 from siglightning.losses.inputs import (
     Ranks,
+    check_accumulators,
     check_chunk_size,
     check_embeddings,
     check_scalar,
@@ -48,6 +49,7 @@ def softmax_loss(
     group: dist.ProcessGroup | None = None,
     sizes: Sequence[int] | None = None,
     comm: Comm = "ring",
+    accumulators: Accumulators = "full",
     chunk_size: int | None = None,
     backend: Backend = "auto",
 ) -> Tensor:
@@ -61,6 +63,7 @@ def softmax_loss(
         group: process group that shares the batch, every rank of which must call alike; ``None``: this process alone.
         sizes: local batch of every rank, where they differ; ``None``: all have b.
         comm: ``"ring"``, or ``"gather"`` (fewer and larger messages, D times the memory for texts; equal numbers).
+        accumulators: how gradients of texts travel, ``"full"`` or ``"bf16"``; see the sigmoid loss.
         chunk_size: side of a tile in rows. Memory beyond inputs and gradients is about two tiles.
         backend: see :func:`siglightning.losses.sigmoid_loss`.
 
@@ -78,8 +81,9 @@ def softmax_loss(
     """
     check_embeddings(image_embeds, text_embeds)
     check_scalar("log_scale", log_scale)
+    check_accumulators(accumulators)
     ring = Ring.of(group)
-    all_sizes = shared_sizes(ring, sizes, comm, len(image_embeds))
+    ranks = Ranks(ring, shared_sizes(ring, sizes, comm, len(image_embeds)), comm, accumulators)
     check_chunk_size(chunk_size)
     kind = chosen_backend(backend, image_embeds)
     inputs = (image_embeds, text_embeds, log_scale)
@@ -90,13 +94,14 @@ def softmax_loss(
         "width": image_embeds.shape[1],
         "dtype": str(image_embeds.dtype),
         "comm": comm,
+        "accumulators": accumulators,
     }
     agree(group, call, image_embeds.device, once={"sizes": checksum(sizes)})
     with torch.no_grad(), torch.autocast(image_embeds.device.type, enabled=False):
         dtype = compute_dtype(image_embeds.dtype)
         scale = log_scale.to(dtype).exp().reshape(())
         blocks = _blocks_of(kind)(image_embeds, scale, chunk_size, with_grad)
-        loss, gradients = _loss_and_gradients(blocks, text_embeds.detach(), Ranks(ring, all_sizes, comm), dtype)
+        loss, gradients = _loss_and_gradients(blocks, text_embeds.detach(), ranks, dtype)
     return with_gradients(loss, list(zip(inputs, gradients, strict=True)))
 
 
@@ -121,7 +126,7 @@ def _loss_and_gradients(
 
 def _column_log_sum_exps(blocks: "EagerSoftmax | FusedSoftmax", own_texts: Tensor, ranks: Ranks) -> Tensor:
     """The log-sum-exp of each own column of all logits, ``[b]``; those of rows are left in ``blocks``."""
-    exchange = ranks.exchange(torch.logaddexp)
+    exchange = ranks.exchange(combine=torch.logaddexp)
     for owner, (texts,) in exchange.blocks((own_texts,)):
         exchange.hand_on(blocks.add_log_sum_exps(texts, owner == ranks.ring.rank))
     return exchange.home()
@@ -132,12 +137,12 @@ def _gradients(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return the gradients of images, texts and t'. By a logit: ``(row softmax + column softmax - 2 * pair) / 2b``."""
     assert blocks.image is not None
-    exchange = ranks.exchange()
+    exchange = ranks.gradient_exchange()
     for owner, (texts, lse) in exchange.blocks((own_texts, column_lse)):
         gradient = exchange.zeros_like(texts, blocks.image.dtype)
         blocks.add_gradients(texts, lse, gradient, owner == ranks.ring.rank)
         exchange.hand_on(gradient)
-    text, log_scale = exchange.home(), blocks.log_scale_gradient() * (ranks.share / 2)
+    text, log_scale = exchange.home().to(blocks.image.dtype), blocks.log_scale_gradient() * (ranks.share / 2)
     for gradient in (blocks.image, text):
         gradient *= blocks.scale * (ranks.share / 2)
     return blocks.image, text, log_scale
