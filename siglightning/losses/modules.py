@@ -1,13 +1,14 @@
 """Both losses as modules, for training loops that are not ours; their call drops into open_clip's."""
 
 import math
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from siglightning.distributed.exchange import Comm
+from siglightning.distributed.exchange import Accumulators, Comm
+from siglightning.losses.backends import Backend
 from siglightning.losses.sigmoid import sigmoid_loss
 from siglightning.losses.softmax import softmax_loss
 
@@ -29,6 +30,8 @@ class SigmoidLoss(nn.Module):
             several), or ``None`` for this process alone. Own parameters need the averaging of
             DistributedDataParallel as those of the model do.
         comm: see :func:`sigmoid_loss`.
+        accumulators: likewise.
+        backend: likewise.
     """
 
     def __init__(
@@ -38,11 +41,19 @@ class SigmoidLoss(nn.Module):
         chunk_size: int | None = None,
         group: Group = "world",
         comm: Comm = "ring",
+        accumulators: Accumulators = "full",
+        backend: Backend = "auto",
     ) -> None:
         super().__init__()
         self.log_scale = nn.Parameter(torch.tensor([init_log_scale]))
         self.bias = nn.Parameter(torch.tensor([init_bias]))
-        self.chunk_size, self.group, self.comm = chunk_size, group, comm
+        self.group = group
+        self.options: dict[str, Any] = {
+            "comm": comm,
+            "accumulators": accumulators,
+            "chunk_size": chunk_size,
+            "backend": backend,
+        }
 
     def forward(
         self,
@@ -56,9 +67,7 @@ class SigmoidLoss(nn.Module):
         log_scale = self.log_scale if logit_scale is None else logit_scale.log()
         bias = self.bias if logit_scale is None else logit_bias
         group = _resolved(self.group)
-        loss = sigmoid_loss(
-            image_features, text_features, log_scale, bias, group=group, comm=self.comm, chunk_size=self.chunk_size
-        )
+        loss = sigmoid_loss(image_features, text_features, log_scale, bias, group=group, **self.options)
         return {"contrastive_loss": loss} if output_dict else loss
 
 
@@ -73,6 +82,8 @@ class SoftmaxLoss(nn.Module):
         chunk_size: see :func:`softmax_loss`.
         group: see :class:`SigmoidLoss`.
         comm: see :func:`softmax_loss`.
+        accumulators: see :func:`sigmoid_loss`.
+        backend: likewise.
     """
 
     def __init__(
@@ -81,10 +92,18 @@ class SoftmaxLoss(nn.Module):
         chunk_size: int | None = None,
         group: Group = "world",
         comm: Comm = "ring",
+        accumulators: Accumulators = "full",
+        backend: Backend = "auto",
     ) -> None:
         super().__init__()
         self.log_scale = nn.Parameter(torch.tensor([init_log_scale]))
-        self.chunk_size, self.group, self.comm = chunk_size, group, comm
+        self.group = group
+        self.options: dict[str, Any] = {
+            "comm": comm,
+            "accumulators": accumulators,
+            "chunk_size": chunk_size,
+            "backend": backend,
+        }
 
     def forward(
         self,
@@ -96,9 +115,7 @@ class SoftmaxLoss(nn.Module):
         """Return the loss of :func:`softmax_loss`, or ``{"contrastive_loss": loss}`` when asked as open_clip asks."""
         log_scale = self.log_scale if logit_scale is None else logit_scale.log()
         group = _resolved(self.group)
-        loss = softmax_loss(
-            image_features, text_features, log_scale, group=group, comm=self.comm, chunk_size=self.chunk_size
-        )
+        loss = softmax_loss(image_features, text_features, log_scale, group=group, **self.options)
         return {"contrastive_loss": loss} if output_dict else loss
 
 

@@ -10,16 +10,17 @@ from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 
 from siglightning.batch import Batch, InputSpec
-from siglightning.distributed.exchange import Comm
+from siglightning.distributed.exchange import Accumulators, Comm
 from siglightning.distributed.strategy import group_of, require_whole_parameters
 from siglightning.distributed.watch import forget, set_step
 from siglightning.evaluation import Evaluation, Predictions, ReliabilityBins, collapse_metrics, pair_logits
 from siglightning.losses import Negatives, sigmoid_loss, softmax_loss
+from siglightning.losses.backends import Backend
 from siglightning.models import TwoTower, has_trainable_batchnorm
 from siglightning.optim import GroupRule, Schedule, WeightDecayConvention
 from siglightning.tasks.base import BaseTask, adamw
 from siglightning.tasks.embeddings import EmbeddedSet, embed_images, embed_texts, finite_pairs
-from siglightning.tasks.pair_evaluation import PairEvaluation, loss_of_groups
+from siglightning.tasks.pair_evaluation import PairEvaluation, loss_of_groups, values_to_log
 from siglightning.tasks.zeroshot import SetTemplates, ZeroShot, check_templates, classes_of_sets, tell_repeated
 
 
@@ -55,6 +56,8 @@ class ContrastiveTask(BaseTask):
         weight_decay_convention: ``torch``, times the learning rate, or ``independent`` of it, as the paper means it.
         chunk_size: side of a tile of the loss in rows.
         comm: how texts travel between processes, ``ring`` or ``gather``; the numbers are the same.
+        accumulators: how their gradients do, ``full`` or rounded to ``bf16``; see the sigmoid loss.
+        backend: what forms the loss, ``eager``, ``triton`` or ``auto``, a fused kernel where it is fast.
         allow_accumulation: accept ``trainer.accumulate_grad_batches > 1``, which is another objective.
         templates: of zero-shot prompts, in the place of the data's: a list, a name such as ``imagenet`` (see
             :func:`~siglightning.evaluation.prompts.templates_of`), or either of them by the set's name.
@@ -78,6 +81,8 @@ class ContrastiveTask(BaseTask):
         weight_decay_convention: WeightDecayConvention = "torch",
         chunk_size: int | None = None,
         comm: Comm = "ring",
+        accumulators: Accumulators = "full",
+        backend: Backend = "auto",
         allow_accumulation: bool = False,
         templates: SetTemplates | None = None,
         calibration_in_fit: bool = False,
@@ -96,6 +101,7 @@ class ContrastiveTask(BaseTask):
             )
         self.network, self.loss_name, self.match, self.negatives = network, loss, match, negatives
         self.chunk_size, self.comm, self.allow_accumulation = chunk_size, comm, allow_accumulation
+        self.loss_options = {"comm": comm, "accumulators": accumulators, "chunk_size": chunk_size, "backend": backend}
         self.templates, self.calibration_in_fit = templates, calibration_in_fit
         self.input_spec = InputSpec(network.image_size, network.tokenizer, network.feature_keys, network.resizing)
         self.evaluations: dict[str, Evaluation] = {}
@@ -168,7 +174,7 @@ class ContrastiveTask(BaseTask):
         of training its negatives are masked as the task says, without it all of them count.
         """
         network = self.network
-        options: dict[str, Any] = {"group": group, "comm": self.comm, "chunk_size": self.chunk_size}
+        options: dict[str, Any] = {"group": group, **self.loss_options}
         if self.loss_name == "softmax":
             return softmax_loss(image_embeds, text_embeds, network.log_scale, **options)
         return sigmoid_loss(
@@ -223,7 +229,7 @@ class ContrastiveTask(BaseTask):
             found["val"].metrics["loss"] = loss_of_groups(groups, self.loss, self.device, num_resamples)
         self.evaluations = {} if is_training else found
         self.predictions = {} if is_training else self.predictions
-        self._log_everywhere(_values(found, "val", own="val"))
+        self._log_everywhere(values_to_log(found, "val", own="val"))
 
     def on_validation_end(self) -> None:
         """Callbacks have seen the embeddings."""
@@ -240,7 +246,7 @@ class ContrastiveTask(BaseTask):
     def on_test_epoch_end(self) -> None:
         """Evaluate every test set and keep the results in :attr:`evaluations`, on the first process."""
         self.evaluations = self._evaluate_all(self._test_names, num_resamples=1000)
-        self._log_everywhere(_values(self.evaluations, "test"))
+        self._log_everywhere(values_to_log(self.evaluations, "test"))
 
     def on_test_end(self) -> None:
         """Callbacks have seen the embeddings."""
@@ -339,12 +345,3 @@ class ContrastiveTask(BaseTask):
 
     def _encode_captions(self, captions: list[str]) -> Tensor:
         return self.network.encode_text(self.network.tokenizer(captions).to(self.device)).float().cpu()
-
-
-def _values(found: dict[str, Evaluation], stage: str, own: str | None = None) -> dict[str, float]:
-    """Values to log: ``stage/set/metric``, and ``stage/metric`` of the set that is the stage's own."""
-    return {
-        f"{stage}/{key}" if name == own else f"{stage}/{name}/{key}": metric.value
-        for name, evaluation in found.items()
-        for key, metric in evaluation.metrics.items()
-    }

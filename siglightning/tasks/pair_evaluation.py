@@ -127,3 +127,12 @@ def _on_every_process(
             for tensor in own:
                 dist.broadcast(tensor, group=group, group_src=0)
     return None if own is None else (own[0], own[1], own[2], own[3])
+
+
+def values_to_log(found: dict[str, Evaluation], stage: str, own: str | None = None) -> dict[str, float]:
+    """Values to log: ``stage/set/metric``, and ``stage/metric`` of the set that is the stage's own."""
+    return {
+        f"{stage}/{key}" if name == own else f"{stage}/{name}/{key}": metric.value
+        for name, evaluation in found.items()
+        for key, metric in evaluation.metrics.items()
+    }

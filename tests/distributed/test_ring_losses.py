@@ -28,7 +28,7 @@ CASES = {
     for loss, backend, comm, uneven, match, dtype in itertools.product(
         ("sigmoid", "softmax"), BACKENDS, ("ring", "gather"), (False, True), (None, "positive", "ignore"), DTYPES
     )
-    if (loss == "sigmoid" or match is None) and (backend == "eager" or dtype == torch.float32)
+    if (loss == "sigmoid" or match is None) and (backend == "eager" or (uneven and dtype == torch.float32))
 }
 
 

@@ -4,6 +4,7 @@ import copy
 import json
 import math
 from functools import partial
+from importlib.util import find_spec
 
 import pytest
 import torch
@@ -219,6 +220,21 @@ def test_micro_batches_train_like_the_whole_batch(tmp_path):
         quiet_trainer(tmp_path, max_steps=5).fit(task, PictogramDataModule(global_batch_size=64))
         weights[micro] = torch.cat([p.detach().flatten() for p in task.network.parameters()])
     torch.testing.assert_close(weights[8], weights[None], rtol=0, atol=1e-6)  # order of summation only
+
+
+@pytest.mark.skipif(find_spec("triton") is None, reason="without Triton")
+@pytest.mark.parametrize("loss", ["sigmoid", "softmax"])
+def test_a_fused_loss_trains_like_an_eager_one(loss, tmp_path):
+    """Five SGD steps with matching captions in the batch end at the same weights, whichever code formed the tiles."""
+    weights = {}
+    for backend in ("eager", "triton"):
+        network = tiny_network(init_bias=-10.0 if loss == "sigmoid" else None)
+        optimizer = partial(torch.optim.SGD, lr=0.05)
+        task = ContrastiveTask(network, loss=loss, backend=backend, optimizer=optimizer, schedule=Schedule(0))
+        quiet_trainer(tmp_path, max_steps=5).fit(task, PictogramDataModule(global_batch_size=64))
+        weights[backend] = torch.cat([p.detach().flatten() for p in task.network.parameters()])
+    torch.testing.assert_close(weights["triton"], weights["eager"], rtol=0, atol=1e-6)  # rounding only
+    assert not torch.equal(weights["triton"], weights["eager"])  # it was other code
 
 
 class Logged(Callback):
