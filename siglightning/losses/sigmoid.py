@@ -41,8 +41,10 @@ from siglightning.losses.known import with_gradients
 from siglightning.losses.negatives import Negatives, open_mask
 from siglightning.losses.pairs import Match, Pairs
 from siglightning.losses.sums import Blocks, Sums
+from siglightning.losses.uncompiled import uncompiled
 
 
+@uncompiled
 def sigmoid_loss(
     image_embeds: Tensor,
     text_embeds: Tensor,

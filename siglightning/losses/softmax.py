@@ -36,11 +36,13 @@ from siglightning.losses.inputs import (
     shared_sizes,
 )
 from siglightning.losses.known import with_gradients
+from siglightning.losses.uncompiled import uncompiled
 
 if TYPE_CHECKING:
     from siglightning.losses.triton_softmax import FusedSoftmax
 
 
+@uncompiled
 def softmax_loss(
     image_embeds: Tensor,
     text_embeds: Tensor,
