@@ -5,7 +5,7 @@ instructions, is slow whatever else it does; that much can be seen here. How fas
 
     python -m benchmarks.kernels                                     # A100, L40S, H100, B200
     python -m benchmarks.kernels --architectures 90 --dtypes bf16 --json
-    python -m benchmarks.kernels --write                             # benchmarks/results/kernels.md
+    python -m benchmarks.kernels --write                             # benchmarks/results/kernels/triton_VERSION.md
 """
 
 import argparse
@@ -46,6 +46,12 @@ KERNELS: dict[
     "softmax, log-sum-exps": (log_sum_exp_tile, True, {"WRITE": True}),
     "softmax, derivatives": (softmax_tile, True, {"WRITE": True}),
 }
+TYPES = {
+    "fp16": (torch.float16, "tf32"),
+    "bf16": (torch.bfloat16, "tf32"),
+    "tf32": (torch.float32, "tf32"),
+    "fp32": (torch.float32, "ieee"),  # without the matrix units
+}
 MATRIX_UNITS = re.compile(r"HGMMA|HMMA|UTC\w*MMA")
 
 
@@ -78,39 +84,42 @@ class Report:
     per_pair: float
 
 
-def compiled(architecture: int, dtype: torch.dtype, kernel: str, blocks: Blocks | None = None) -> Report:
-    """Compile a kernel of :data:`KERNELS` for embeddings of 768 dimensions."""
+def compiled(architecture: int, name: str, kernel: str, blocks: Blocks | None = None) -> Report:
+    """Compile a kernel of :data:`KERNELS` for embeddings of 768 dimensions in a type of :data:`TYPES`."""
     function, with_ids, constants = KERNELS[kernel]
-    blocks = blocks or blocks_for(architecture // 10, dtype.itemsize, with_ids=with_ids)
+    dtype, precision = TYPES[name]
+    blocks = blocks or blocks_for(architecture // 10, dtype.itemsize, with_ids=with_ids, precision=precision)
     constants = constants | {
         "WIDTH": 768,
         "TILE_SCALE": TILE_SCALE if dtype != torch.float32 else 1.0,
         "UPCAST": False,
-        "PRECISION": "tf32",
+        "PRECISION": precision,
         "ROWS": blocks.rows,
         "COLUMNS": blocks.columns,
         "DEPTH": blocks.depth,
         "GROUP": blocks.group,
     }
     signature = {
-        name: "constexpr" if name in constants else _type_of(name, dtype, blocks, constants["WRITE"])
-        for name in function.arg_names
+        argument: "constexpr" if argument in constants else _type_of(argument, dtype, blocks, constants["WRITE"])
+        for argument in function.arg_names
     }
-    places = {name: (place,) for place, name in enumerate(function.arg_names)}
+    places = {argument: (place,) for place, argument in enumerate(function.arg_names)}
     source = ASTSource(
         fn=function,
         signature=signature,
-        constexprs={places[name]: value for name, value in constants.items()},
-        attrs={places[name]: [["tt.divisibility", 16]] for name, kind in signature.items() if kind.startswith("*")},
+        constexprs={places[argument]: value for argument, value in constants.items()},
+        attrs={
+            places[argument]: [["tt.divisibility", 16]] for argument, kind in signature.items() if kind.startswith("*")
+        },
     )
     options = {"num_warps": blocks.warps, "num_stages": blocks.stages, "enable_fp_fusion": True}
     made = triton.compile(source, target=GPUTarget("cuda", architecture, 32), options=options)
     usage, code = _examined(made.asm["cubin"])
-    matrix_units = [place for place, word in enumerate(code) if MATRIX_UNITS.match(word)]
+    matrix_units = [at for at, word in enumerate(code) if MATRIX_UNITS.match(word)]
     pairs = blocks.rows * blocks.columns / (32 * blocks.warps)
     return Report(
         architecture,
-        NAMES[dtype],
+        name,
         kernel,
         (blocks.rows, blocks.columns, blocks.depth),
         blocks.warps,
@@ -153,7 +162,7 @@ def _examined(cubin: bytes) -> tuple[tuple[int, int], list[str]]:
 
 
 def page(reports: list[Report]) -> str:
-    """benchmarks/results/kernels.md."""
+    """The page in benchmarks/results/kernels."""
     head = [
         "GPU",
         "embeddings",
@@ -189,7 +198,9 @@ def page(reports: list[Report]) -> str:
             "",
             "Registers are those of a thread, of 255; spilled are bytes of a thread that went to memory instead; the",
             "last column counts the instructions of a thread after its last matrix product, rarely taken branches",
-            "included, over the pairs that it works on.",
+            "included, over the pairs that it works on. tf32 and fp32 are fp32 embeddings, the latter without the matrix",
+            "units (torch's default for products of fp32), where all instructions are counted. The A100 and the L40S",
+            "read by plain loads, a step at a time: the automatic choice is eager there.",
             "",
             *(f"| {line} |" for line in table),
             "",
@@ -200,16 +211,16 @@ def page(reports: list[Report]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--architectures", type=int, nargs="+", default=list(ARCHITECTURES))
-    parser.add_argument("--dtypes", nargs="+", default=list(NAMES.values()), choices=list(NAMES.values()))
+    parser.add_argument("--dtypes", nargs="+", default=list(TYPES), choices=list(TYPES))
     parser.add_argument("--json", action="store_true", help="one report a line, instead of the page")
-    parser.add_argument("--write", action="store_true", help="write the page to benchmarks/results/kernels.md")
+    parser.add_argument("--write", action="store_true", help="write the page to benchmarks/results/kernels")
     options = parser.parse_args()
-    dtypes = [dtype for dtype, name in NAMES.items() if name in options.dtypes]
-    cases = list(product(options.architectures, dtypes, KERNELS))
+    cases = list(product(options.architectures, options.dtypes, KERNELS))
     reports = [compiled(*case) for case in tqdm(cases, disable=None)]
     text = "\n".join(json.dumps(asdict(report)) for report in reports) if options.json else page(reports)
     if options.write:
-        (Path(__file__).parent / "results" / "kernels.md").write_text(text)
+        version = ".".join(triton.__version__.split(".")[:2])
+        (Path(__file__).parent / "results" / "kernels" / f"triton_{version}.md").write_text(text)
     else:
         print(text)
 

@@ -62,10 +62,19 @@ def check_embeddings(image_embeds: Tensor, text_embeds: Tensor) -> None:
         )
 
 
-def check_scalar(name: str, value: Tensor) -> None:
-    """Raise ``ValueError`` unless ``value`` holds exactly one number."""
+def check_scalar(name: str, value: Tensor, embeds: Tensor) -> None:
+    """Raise ``ValueError`` unless ``value`` holds exactly one number, on the device of the embeddings."""
     if value.numel() != 1:
         raise ValueError(f"Expected {name} with one element, got shape {list(value.shape)}. Use one for all pairs.")
+    check_device(name, value, embeds)
+
+
+def check_device(name: str, value: Tensor, embeds: Tensor) -> None:
+    """Raise ``ValueError`` unless ``value`` is on the device of the embeddings."""
+    if value.device != embeds.device:
+        raise ValueError(
+            f"Expected {name} on {embeds.device} as the embeddings are, got {value.device}. Move it there."
+        )
 
 
 def shared_sizes(ring: Ring, sizes: Sequence[int] | None, comm: str, local_size: int) -> list[int]:

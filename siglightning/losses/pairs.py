@@ -84,7 +84,8 @@ class Pairs:
         scale = log_scale.to(dtype).exp().reshape(())
         shift = scale.new_zeros(()) if bias is None else bias.to(dtype).reshape(())
         images = image_embeds.detach() if keep_dtype else image_embeds.to(dtype)
-        return cls(images, text_embeds.detach(), scale, shift, match_ids, match, side)
+        ids = None if match_ids is None else match_ids.contiguous()  # ranks send them, kernels count on it
+        return cls(images, text_embeds.detach(), scale, shift, ids, match, side)
 
     def blocks(self, exchange: Exchange) -> Iterator[tuple[int, Tensor, Tensor | None]]:
         """Yield ``(owner, texts, ids)`` for every rank, ``[m, d]`` and ``[m]``; they travel as ``exchange`` sends."""

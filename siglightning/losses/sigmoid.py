@@ -32,6 +32,7 @@ from siglightning.losses.inputs import (
     Ranks,
     check_accumulators,
     check_chunk_size,
+    check_device,
     check_embeddings,
     check_scalar,
     checksum,
@@ -81,10 +82,11 @@ def sigmoid_loss(
         accumulators: how gradients of texts travel between ranks: in the dtype of the arithmetic (``"full"``), or
             rounded to ``"bf16"``, half the bytes of fp32. Every rank adds in full and rounds before it sends, so that
             D ranks round D times: each is off by at most 2**-8 of what had been added up by then.
-        chunk_size: side of a tile in rows. Memory beyond inputs and gradients is about four tiles of fp32.
+        chunk_size: side of a tile in rows. Eager, memory beyond inputs and gradients is about four tiles.
         backend: ``"eager"``, ``"triton"`` or ``"auto"``, see :func:`siglightning.losses.backends.chosen_backend`. The
-            kernel's tiles are larger (11,264 rows unless given), and its derivatives by the logits rounded to fp16
-            (2**-11 of each) for fp16 and bf16 inputs.
+            kernel's tiles are larger (11,264 rows unless given), one of two bytes a pair is held, and for bf16 a copy
+            of the texts in fp16. For fp16 and bf16 inputs it rounds each derivative by a logit to fp16 at a fixed
+            scale: by 2**-11 of it, or by 1.8e-12 where that is more. For fp32 inputs it rounds as torch's products do.
 
     Returns:
         Scalar in nats, fp32 (fp64 for fp64 inputs). It grows with the number of negatives: at the start with
@@ -107,13 +109,13 @@ def sigmoid_loss(
         Masks need more of both: see :class:`Negatives`.
     """
     check_embeddings(image_embeds, text_embeds)
-    check_scalar("log_scale", log_scale)
+    check_scalar("log_scale", log_scale, image_embeds)
     if bias is not None:
-        check_scalar("bias", bias)
+        check_scalar("bias", bias, image_embeds)
     ring = Ring.of(group)
     check_accumulators(accumulators)
     ranks = Ranks(ring, shared_sizes(ring, sizes, comm, len(image_embeds)), comm, accumulators)
-    _check_matches(match_ids, match, len(image_embeds))
+    _check_matches(match_ids, match, image_embeds)
     if negatives is not None and not isinstance(negatives, Negatives):
         raise ValueError(f"Expected negatives to be a siglightning.losses.Negatives or None, got {negatives!r}.")
     check_chunk_size(chunk_size)
@@ -137,20 +139,23 @@ def sigmoid_loss(
     agree(group, call, image_embeds.device, once={"sizes": checksum(sizes), "mask": f"{negatives} at step {step}"})
     if negatives is not None:
         negatives.check_batch(sum(ranks.sizes))
-    with torch.no_grad(), torch.autocast(image_embeds.device.type, enabled=False):
+    device_of = torch.cuda.device_of(image_embeds)  # type: ignore[no-untyped-call]  # kernels run on the current one
+    with torch.no_grad(), torch.autocast(image_embeds.device.type, enabled=False), device_of:
         pairs = Pairs.of(*inputs, match_ids, match, chunk_size, keep_dtype=kind == "triton")
         mask = None if negatives is None else open_mask(negatives, step, pairs, ranks)
-        blocks: Blocks = EagerBlocks(pairs, ring.rank, need_image, mask)
         if kind == "triton":
             # Not before it is asked for: not every installation has Triton.
             from siglightning.losses.triton_sigmoid import FusedBlocks
 
-            blocks = FusedBlocks(pairs, ranks, need_image, need_text)
+            blocks: Blocks = FusedBlocks(pairs, ranks, need_image, need_text)
+        else:
+            blocks = EagerBlocks(pairs, ring.rank, need_image, mask)
         loss, gradients = _loss_and_gradients(pairs, ranks, blocks, (need_image, need_text))
     return with_gradients(loss, list(zip(inputs, gradients, strict=True)))
 
 
-def _check_matches(match_ids: Tensor | None, match: str, num_pairs: int) -> None:
+def _check_matches(match_ids: Tensor | None, match: str, embeds: Tensor) -> None:
+    num_pairs = len(embeds)
     if match not in ("positive", "ignore"):
         raise ValueError(f"Expected match to be 'positive' or 'ignore', got {match!r}.")
     if match_ids is not None and (match_ids.shape != (num_pairs,) or match_ids.dtype != torch.int64):
@@ -158,6 +163,8 @@ def _check_matches(match_ids: Tensor | None, match: str, num_pairs: int) -> None
             f"Expected match_ids int64 [{num_pairs}], one id for each pair, got {match_ids.dtype} "
             f"{list(match_ids.shape)}. Give equal ids to rows that describe the same thing."
         )
+    if match_ids is not None:
+        check_device("match_ids", match_ids, embeds)
 
 
 def _loss_and_gradients(

@@ -66,7 +66,7 @@ def softmax_loss(
         sizes: local batch of every rank, where they differ; ``None``: all have b.
         comm: ``"ring"``, or ``"gather"`` (fewer and larger messages, D times the memory for texts; equal numbers).
         accumulators: how gradients of texts travel, ``"full"`` or ``"bf16"``; see the sigmoid loss.
-        chunk_size: side of a tile in rows. Memory beyond inputs and gradients is about two tiles.
+        chunk_size: side of a tile in rows. Eager, memory beyond inputs and gradients is about two tiles.
         backend: see :func:`siglightning.losses.sigmoid_loss`.
 
     Returns:
@@ -82,7 +82,7 @@ def softmax_loss(
         two rounds: texts with one number a text in the first, with one number and a gradient a text in the second.
     """
     check_embeddings(image_embeds, text_embeds)
-    check_scalar("log_scale", log_scale)
+    check_scalar("log_scale", log_scale, image_embeds)
     check_accumulators(accumulators)
     ring = Ring.of(group)
     ranks = Ranks(ring, shared_sizes(ring, sizes, comm, len(image_embeds)), comm, accumulators)
@@ -99,7 +99,8 @@ def softmax_loss(
         "accumulators": accumulators,
     }
     agree(group, call, image_embeds.device, once={"sizes": checksum(sizes)})
-    with torch.no_grad(), torch.autocast(image_embeds.device.type, enabled=False):
+    device_of = torch.cuda.device_of(image_embeds)  # type: ignore[no-untyped-call]  # kernels run on the current one
+    with torch.no_grad(), torch.autocast(image_embeds.device.type, enabled=False), device_of:
         dtype = compute_dtype(image_embeds.dtype)
         scale = log_scale.to(dtype).exp().reshape(())
         blocks = _blocks_of(kind)(image_embeds, scale, chunk_size, with_grad)

@@ -43,7 +43,7 @@ class FusedBlocks:
     Everything is queued on the current stream; nothing waits for the device, and a CUDA graph can record it.
 
     Memory beyond inputs and gradients: one tile in two bytes a pair (fp32 inputs: four), and for bf16 inputs fp16
-    copies of this rank's images and of one block of texts.
+    copies of a tile's images and of one block of texts.
 
     Args:
         pairs: of this rank, with images as they came.
@@ -75,9 +75,9 @@ class FusedBlocks:
             self.tiles.add_products(operand, rows, columns, self._image, gradient)
 
     def sums(self) -> Sums:
-        """See :class:`~siglightning.losses.sums.Blocks`; the kernel sums derivative times logit, with the bias."""
-        loss, derivatives, by_logit = self._sums.sum(0)
-        return Sums(loss, derivatives, self._image, by_logit - derivatives * self.pairs.bias)
+        """See :class:`~siglightning.losses.sums.Blocks`; the kernel sums derivatives times cosines."""
+        loss, derivatives, by_cosine = self._sums.sum(0)
+        return Sums(loss, derivatives, self._image, by_cosine * self.pairs.scale)
 
 
 @triton.jit
@@ -133,7 +133,7 @@ def sigmoid_tile(
     rows = top + tl.arange(0, ROWS)
     loss = tl.zeros((ROWS,), tl.float32)
     derivatives = tl.zeros((ROWS,), tl.float32)
-    by_logit = tl.zeros((ROWS,), tl.float32)
+    by_cosine = tl.zeros((ROWS,), tl.float32)
     first, second = halves(cosines)
     quarters = halves(first) + halves(second)
     WIDE: tl.constexpr = COLUMNS // 4
@@ -160,13 +160,13 @@ def sigmoid_tile(
         p = tl.where(s < 0, e * root * root, root * root)
         loss += tl.sum(_log1p(e), axis=1) + LN2 * tl.sum(tl.maximum(s, 0.0), axis=1)
         if WRITE:
-            by_logit += LN2 * tl.sum(p * s, axis=1)
             if MATCH != 0 or is_near:
                 p = tl.where(is_positive, -p, p)
             derivatives += tl.sum(p, axis=1)
+            by_cosine += tl.sum(p * quarters[part], axis=1)
             tile.store([top, left + part * WIDE], (p * TILE_SCALE).to(tile.dtype))
     place = sums + 3 * tl.program_id(0)
     tl.store(place, tl.load(place) + tl.sum(loss).to(tl.float64))
     if WRITE:
         tl.store(place + 1, tl.load(place + 1) + tl.sum(derivatives).to(tl.float64))
-        tl.store(place + 2, tl.load(place + 2) + tl.sum(by_logit).to(tl.float64))
+        tl.store(place + 2, tl.load(place + 2) + tl.sum(by_cosine).to(tl.float64))

@@ -32,7 +32,7 @@ class FusedSoftmax:
     """As :class:`~siglightning.losses.eager_softmax.EagerSoftmax`, with a kernel for each of the two passes.
 
     Memory beyond inputs and gradients: one tile in two bytes a pair (fp32 inputs: four), for bf16 inputs fp16 copies
-    of this rank's images and of one block of texts, and a few numbers for each row of a tile.
+    of a tile's images and of one block of texts, and a few numbers for each row of a tile.
 
     Args:
         images: ``[b, d]`` of this rank, fp16, bf16 or fp32.

@@ -5,8 +5,10 @@ whatever the loss needs of them, so that no logit ever reaches memory. What does
 logits, in two bytes a pair where the inputs have two; the vendor's library multiplies it with texts and with images.
 
 That tile is fp16, also for bf16 inputs: derivatives of both losses lie in [-2, 2], and times 2**14 all from 3.7e-9 on
-keep fp16's eleven bits, where bf16 would keep eight at the same price. Its error is at most 2**-11 of each derivative,
-less than that of rounding a gradient to bf16. fp32 inputs have an fp32 tile.
+keep fp16's eleven bits, where bf16 would keep eight at the same price. Its error is at most 2**-11 of such a
+derivative, less than that of rounding a gradient to bf16; smaller ones are off by 1.8e-12 at most. What it is
+multiplied with is fp16, too: of bf16 numbers those below 2**-14 lose bits, by 3e-8 at most. fp32 inputs have an fp32
+tile.
 """
 
 from collections.abc import Iterator
@@ -57,23 +59,35 @@ class Blocks:
 def default_blocks(embeds: Tensor, *, with_ids: bool) -> Blocks:
     """Blocks for the device that embeddings are on; see :func:`blocks_for`."""
     capability = torch.cuda.get_device_capability(embeds.device)[0] if embeds.is_cuda else 9
-    return blocks_for(capability, embeds.element_size(), with_ids=with_ids)
+    return blocks_for(capability, embeds.element_size(), with_ids=with_ids, precision=precision_of(embeds.dtype))
 
 
-def blocks_for(capability: int, element_size: int, *, with_ids: bool) -> Blocks:
+def blocks_for(capability: int, element_size: int, *, with_ids: bool, precision: str = "tf32") -> Blocks:
     """Blocks whose accumulators and arithmetic fit into registers, as the compiler's reports say.
 
-    They are in benchmarks/results/kernels.md. How fast other blocks are has not been measured yet.
+    They are in benchmarks/results/kernels. How fast other blocks are has not been measured yet.
 
     Args:
         capability: major number of the GPU's compute capability; 9 is Hopper.
         element_size: bytes of a number of the embeddings.
         with_ids: whether match ids are compared, which takes registers, too.
+        precision: see :func:`precision_of`.
     """
     depth = 128 // element_size
+    if precision == "ieee":
+        return Blocks(32, 64, depth // 2, warps=4)
     if capability < 9:
         return Blocks(64, 64, depth // 2, warps=4)
     return Blocks(128, 128 if with_ids else 256, depth)
+
+
+def precision_of(dtype: torch.dtype) -> str:
+    """How factors are multiplied: ``tf32`` on the matrix units, which two-byte ones pass unrounded, or ``ieee``.
+
+    tf32 keeps eleven bits of a factor, as torch's own products do where it is switched on; ``ieee`` does without the
+    matrix units.
+    """
+    return "tf32" if dtype != torch.float32 or rounds_to_tf32() else "ieee"
 
 
 def balanced_side(num_rows: int, chunk_size: int | None) -> int:
@@ -91,19 +105,24 @@ class Operand:
         embeds: ``[n, d]``.
         length: rows of a program's block.
         depth: of one step along the embedding.
-        is_multiplied: whether a tile is multiplied with them.
 
     Attributes:
         described: for the kernel.
-        factor: ``[n, d]``, in the dtype of a tile where it is multiplied with one.
         width: d as the kernel reads it.
     """
 
-    def __init__(self, embeds: Tensor, length: int, depth: int, is_multiplied: bool) -> None:
-        read = _aligned(embeds)
+    def __init__(self, embeds: Tensor, length: int, depth: int) -> None:
+        self._embeds, read = embeds, _aligned(embeds)
         self.described = TensorDescriptor.from_tensor(read, [length, depth])
-        self.factor = embeds.to(tile_dtype(embeds.dtype)) if is_multiplied else embeds
         self.width = read.shape[1]
+        self._part: tuple[slice, Tensor] | None = None
+
+    def factor(self, rows: slice) -> Tensor:
+        """Some rows in the dtype of a tile; the newest ones asked for are kept."""
+        if self._part is None or self._part[0] != rows:
+            self._part = None  # first, lest two of them take memory
+            self._part = rows, self._embeds[rows].to(tile_dtype(self._embeds.dtype))
+        return self._part[1]
 
 
 class FusedTiles:
@@ -118,14 +137,19 @@ class FusedTiles:
 
     def __init__(self, images: Tensor, side: int, blocks: Blocks, write: bool) -> None:
         self.side, self.blocks, self.num_images = side, blocks, len(images)
-        self.images = Operand(images, blocks.rows, blocks.depth, write)
+        self.images = Operand(images, blocks.rows, blocks.depth)
         shape = [-(-side // length) * length for length in (blocks.rows, blocks.columns)]
         self._tile = images.new_empty(shape, dtype=tile_dtype(images.dtype)) if write else None
+        # Without a tile nothing is stored; the kernel still wants an argument.
+        part = [blocks.rows, blocks.columns // PARTS]
+        self._described = (
+            self.images.described if self._tile is None else TensorDescriptor.from_tensor(self._tile, part)
+        )
         self._options = self._compiled_in(images)
 
     def operand(self, texts: Tensor) -> Operand:
         """One block of texts ``[m, d]``."""
-        return Operand(texts, self.blocks.columns, self.blocks.depth, self._tile is not None)
+        return Operand(texts, self.blocks.columns, self.blocks.depth)
 
     def places(self, num_texts: int) -> Iterator[tuple[slice, slice]]:
         """Rows and columns of every tile."""
@@ -140,13 +164,10 @@ class FusedTiles:
         at compile time ``constants`` and what its blocks are.
         """
         height, width = rows.stop - rows.start, columns.stop - columns.start
-        # Without a tile nothing is stored; the kernel still wants an argument.
-        part = [self.blocks.rows, self.blocks.columns // PARTS]
-        tile = self.images.described if self._tile is None else TensorDescriptor.from_tensor(self._tile, part)
         kernel[(self.blocks.programs(height, width),)](
             self.images.described,
             texts.described,
-            tile,
+            self._described,
             *arguments,
             rows.start,
             columns.start,
@@ -163,10 +184,11 @@ class FusedTiles:
         if self._tile is None:
             return
         tile = self._tile[: rows.stop - rows.start, : columns.stop - columns.start]
+        whole = slice(None)  # texts, which every stripe of images meets anew; images come stripe by stripe
         if image is not None:
-            _add_product(image[rows], tile, texts.factor[columns])
+            _add_product(image[rows], tile, texts.factor(whole)[columns])
         if text is not None:
-            _add_product(text[columns], tile.T, self.images.factor[rows])
+            _add_product(text[columns], tile.T, self.images.factor(rows))
 
     def _compiled_in(self, images: Tensor) -> dict[str, Any]:
         is_half, blocks = images.dtype != torch.float32, self.blocks
@@ -176,7 +198,7 @@ class FusedTiles:
             "WRITE": self._tile is not None,
             # The interpreter multiplies bf16 wrongly; in fp32 it is given the same numbers.
             "UPCAST": images.dtype == torch.bfloat16 and not images.is_cuda,
-            "PRECISION": "tf32" if is_half or rounds_to_tf32() else "ieee",
+            "PRECISION": precision_of(images.dtype),
             "ROWS": blocks.rows,
             "COLUMNS": blocks.columns,
             "DEPTH": blocks.depth,
@@ -203,8 +225,10 @@ def tile_dtype(dtype: torch.dtype) -> torch.dtype:
 def _aligned(embeds: Tensor) -> Tensor:
     """Rows that begin at multiples of 16 bytes, as the hardware copies them; zeros add nothing to a product."""
     missing = -embeds.shape[1] % (16 // embeds.element_size())
-    padded = functional.pad(embeds, (0, missing)) if missing else embeds.contiguous()
-    return padded if padded.data_ptr() % 16 == 0 else padded.clone()
+    padded = functional.pad(embeds, (0, missing)) if missing else embeds
+    # A single row is contiguous to torch whatever its strides say; the hardware reads them.
+    is_plain = padded.stride() == (padded.shape[1], 1) and padded.data_ptr() % 16 == 0
+    return padded if is_plain else padded.new_empty(padded.shape).copy_(padded)
 
 
 def _add_product(total: Tensor, tile: Tensor, factor: Tensor) -> None:

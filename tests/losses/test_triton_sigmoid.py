@@ -73,6 +73,33 @@ def test_repeated_captions_are_never_negatives(match, dtype, chunk_size):
     assert_close(got, *sigmoid_loss_loops(x.double(), y.double(), exact, -2.0, IDS, match), dtype)
 
 
+@pytest.mark.parametrize("make", [lambda ids: torch.stack([ids, -ids], 1)[:, 0], lambda ids: ids[:1].expand(75)])
+def test_ids_may_lie_anywhere(make):
+    """A column of a table, one id for all: the kernel reads them one after the other."""
+    x, y = (value.float() for value in unit_pairs(75, 24))
+    ids = make(torch.tensor(IDS, device=DEVICE))
+    assert not ids.is_contiguous()
+    got = value_and_gradients(x, y, 1.0, -2.0, match_ids=ids)
+    assert_close(got, *sigmoid_loss_loops(x.double(), y.double(), 1.0, -2.0, ids.tolist()), torch.float32)
+
+
+@pytest.mark.parametrize("bias", [-10.0, -25.0])
+def test_the_gradient_of_the_scale_does_not_drown_in_the_bias(bias):
+    """Cosines near 0 beside a bias of -25: dt' as a difference of sums over logits would be off by 9e-6."""
+    x, y = (value.float() for value in unit_pairs(75, 512, alignment=0.0))
+    got = value_and_gradients(x, y, 0.0, bias)
+    assert_close(got, *sigmoid_loss_loops(x.double(), y.double(), 0.0, bias), torch.float32)
+
+
+def test_a_single_row_with_any_strides():
+    """It is contiguous to torch whatever its strides are; the hardware reads them."""
+    x = torch.nn.functional.normalize(torch.ones(64, 1, device=DEVICE), dim=0).T
+    assert x.stride() == (1, 1)
+    zero = torch.zeros(1, device=DEVICE)
+    loss = sigmoid_loss(x.half(), x.half(), zero, zero, backend="triton")
+    assert loss.item() == pytest.approx(math.log1p(math.exp(-1)), rel=1e-3)
+
+
 @pytest.mark.default_blocks
 @pytest.mark.parametrize("with_ids", [False, True])
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -122,19 +149,11 @@ def test_extreme_logits_stay_exact(logit, dtype):
 
 
 def test_small_terms_keep_their_relative_precision():
-    """96 x 95 negatives of 4.5e-5 each, beside positives of 10: log(1 + e) in fp32 would be off by 1e-3 of each."""
-    x, y = torch.zeros(96, 4, device=DEVICE), torch.zeros(96, 4, device=DEVICE)
-    x[:, 0], y[:, 1] = 1, 1
-    zero, bias = torch.zeros(1, device=DEVICE), torch.tensor([-10.0], device=DEVICE)
-    ids = torch.zeros(96, dtype=torch.int64, device=DEVICE)
-    ids[1:] = torch.arange(1, 96)
-    loss = sigmoid_loss(x, y, zero, bias, backend="triton")
-    negatives = loss.double() - math.log1p(math.exp(10))
-    assert loss.item() == pytest.approx(math.log1p(math.exp(10)) + 95 * math.log1p(math.exp(-10)), rel=3e-7)
-    assert negatives.item() == pytest.approx(95 * math.log1p(math.exp(-10)), rel=3e-4)  # fp32 beside 10: 1e-6 of 4e-3
-    # Alone, every match left out but the diagonal's, which is worth nothing at a bias of +30:
-    alone = sigmoid_loss(x, y, zero, -bias * 3, match_ids=ids * 0, match="ignore", backend="triton")
-    assert alone.item() == pytest.approx(math.log1p(math.exp(-30)), rel=1e-5)
+    """96 x 95 negatives of 4.5e-5 each, beside positives that cost nothing: log(1 + e) would be off by 4e-4 of each."""
+    x = torch.eye(96, device=DEVICE)
+    scale, bias = (torch.tensor([value], device=DEVICE) for value in (math.log(40), -10.0))
+    loss = sigmoid_loss(x, x, scale, bias, backend="triton")
+    assert loss.item() == pytest.approx(math.log1p(math.exp(-30)) + 95 * math.log1p(math.exp(-10)), rel=3e-6)
 
 
 @pytest.mark.parametrize("frozen", ["image", "text", "both", "no_grad"])
