@@ -6,6 +6,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
+from siglightning.models.compiled import Compile, compile_in_place, require_compiler
 from siglightning.models.feature_keys import image_key
 from siglightning.models.lora import Lora, add_lora
 from siglightning.models.saliency import SaliencyMasking, with_saliency
@@ -23,6 +24,8 @@ class ImageEncoder(nn.Module):
         freeze_image: keep the tower in evaluation mode and without gradients.
         lora: adapters in the tower's blocks, which then train instead of its own weights.
         saliency: leave out the least salient patch tokens of a vision transformer.
+        compile_towers: train with compiled towers (``true``), and let torch also time kernels for their matrix products
+            (``max-autotune-no-cudagraphs``). See :meth:`compile_for_training`.
 
     Attributes:
         image_size: side of the square input, in pixels.
@@ -44,6 +47,7 @@ class ImageEncoder(nn.Module):
         freeze_image: bool = False,
         lora: Lora | None = None,
         saliency: SaliencyMasking | None = None,
+        compile_towers: Compile = False,
     ) -> None:
         super().__init__()
         if micro_batch_size is not None and micro_batch_size < 1:
@@ -58,10 +62,34 @@ class ImageEncoder(nn.Module):
         if saliency is not None:
             self.image_tower = with_saliency(self.image_tower, saliency)
         self.image_size, self.resizing = self.image_tower.image_size, self.image_tower.resizing
-        self.micro_batch_size = micro_batch_size
+        self.micro_batch_size, self.compile_towers = micro_batch_size, compile_towers
         self._frozen: list[nn.Module] = [self.image_tower] if freeze_image else []
         self._slice_seeds: SliceSeeds | None = None
         self.keep_frozen()
+
+    @property
+    def towers(self) -> list[nn.Module]:
+        """The image tower, and the text tower where there is one."""
+        return [self.image_tower]
+
+    def check_compile(self, device: torch.device) -> None:
+        """Refuse a machine that cannot compile what is to be compiled; see :func:`require_compiler`.
+
+        Raises:
+            ValueError: no compiler.
+        """
+        if self.compile_towers is not False:
+            require_compiler(device)
+
+    def compile_for_training(self) -> None:
+        """Compile the towers in place as ``compile_towers`` says, when each is called first; tasks do so in `fit`.
+
+        Checkpoints of compiled and other networks are interchangeable. Numbers agree to rounding, of which compiled
+        kernels do less: they keep fp32 between operations that under bf16 autocast round one after the other. Dropout
+        draws other masks, from the same seeds. Evaluation and export by themselves, and copies, are not compiled.
+        """
+        for tower in self.towers:
+            compile_in_place(tower, self.compile_towers)
 
     def encode_features(self, image: Tensor) -> Tensor:
         """Features ``[B, width]`` as the tower itself pools them, in slices of ``micro_batch_size`` while training.

@@ -7,7 +7,9 @@ from typing import Any, Literal, Self
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from typing_extensions import override
 
+from siglightning.models.compiled import Compile
 from siglightning.models.feature_keys import text_key
 from siglightning.models.image_encoder import ImageEncoder
 from siglightning.models.lora import Lora
@@ -43,6 +45,7 @@ class TwoTower(ImageEncoder):
         canonicalize: let the tokenizer lower-case captions and strip punctuation.
         lora: adapters in the image tower's blocks, which then train instead of its own weights.
         saliency: leave out the least salient patch tokens of the image tower, a vision transformer.
+        compile_towers: train with compiled towers, see :meth:`ImageEncoder.compile_for_training`.
 
     Attributes:
         log_scale: fp32 parameter ``(1,)``, t'. Never clamped.
@@ -75,8 +78,9 @@ class TwoTower(ImageEncoder):
         canonicalize: bool = False,
         lora: Lora | None = None,
         saliency: SaliencyMasking | None = None,
+        compile_towers: Compile = False,
     ) -> None:
-        super().__init__(image_tower, image_size, micro_batch_size, freeze_image, lora, saliency)
+        super().__init__(image_tower, image_size, micro_batch_size, freeze_image, lora, saliency, compile_towers)
         text_config = TowerConfig.of(text_tower)
         self.text_tower, self.tokenizer = _text_tower_and_tokenizer(
             text_config, tokenizer, context_length, canonicalize
@@ -92,6 +96,11 @@ class TwoTower(ImageEncoder):
         bias = None if value is None else nn.Parameter(torch.full((1,), value, dtype=torch.float32))
         self.register_parameter("bias", bias)
         self.check_slices()
+
+    @property
+    @override
+    def towers(self) -> list[nn.Module]:
+        return [self.image_tower, self.text_tower]
 
     def forward(self, image: Tensor, text: Tensor) -> tuple[Tensor, Tensor]:
         """Unit embeddings of pictures and captions; see :meth:`encode_image` and :meth:`encode_text`."""

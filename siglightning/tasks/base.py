@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Any, Self
 
 import torch
-from lightning.pytorch import LightningModule
+from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.cli import OptimizerCallable
 from lightning.pytorch.plugins.precision import DoublePrecision
 from lightning.pytorch.utilities import rank_zero_info
@@ -13,6 +13,8 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from siglightning.batch import Batch, InputSpec
+from siglightning.distributed.strategy import require_whole_parameters
+from siglightning.models import ImageEncoder
 from siglightning.optim import (
     GroupRule,
     Schedule,
@@ -96,6 +98,23 @@ class BaseTask(LightningModule):
         freeze(self, self.rules)
         if isinstance(self.trainer.precision_plugin, DoublePrecision):
             self.double()
+
+    def check_processes(self, trainer: Trainer) -> None:
+        """Refuse what the processes of a training cannot do; the command line asks before they start.
+
+        Raises:
+            ValueError: a strategy that shares out parameters, or towers to compile and no compiler.
+        """
+        require_whole_parameters(trainer.strategy, trainer.world_size)
+        network = getattr(self, "network", None)
+        if isinstance(network, ImageEncoder):
+            network.check_compile(trainer.strategy.root_device)
+
+    def on_fit_start(self) -> None:
+        """Compile the towers where that is asked for; it happens when they are called first."""
+        network = getattr(self, "network", None)
+        if isinstance(network, ImageEncoder):
+            network.compile_for_training()
 
     def require_in_batch(self, *names: str) -> None:
         """Refuse data that lack what this task reads; called in :meth:`setup`, after the data module's own.

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from siglightning.batch import Batch, InputSpec
 from siglightning.distributed.exchange import Accumulators, Comm
-from siglightning.distributed.strategy import group_of, require_whole_parameters
+from siglightning.distributed.strategy import group_of
 from siglightning.distributed.watch import forget, set_step
 from siglightning.evaluation import Evaluation, Predictions, ReliabilityBins, collapse_metrics, pair_logits
 from siglightning.losses import Negatives, sigmoid_loss, softmax_loss
@@ -115,9 +115,9 @@ class ContrastiveTask(BaseTask):
         """Refuse what several processes cannot share exactly; the command line asks before they start.
 
         Raises:
-            ValueError: a strategy that shares out parameters, or BatchNorm in training.
+            ValueError: BatchNorm in training, or what :class:`BaseTask` refuses.
         """
-        require_whole_parameters(trainer.strategy, trainer.world_size)
+        super().check_processes(trainer)
         if trainer.world_size > 1 and has_trainable_batchnorm(self.network):
             raise ValueError(
                 f"A tower trains BatchNorm, whose statistics would be those of one of the {trainer.world_size} "

@@ -14,7 +14,7 @@ from torch.optim import Optimizer
 from typing_extensions import override
 
 from siglightning.batch import Batch, InputSpec
-from siglightning.distributed.strategy import group_of, require_whole_parameters
+from siglightning.distributed.strategy import group_of
 from siglightning.distributed.watch import forget, set_step
 from siglightning.evaluation import Evaluation, MetricValue
 from siglightning.evaluation.classification import Predictions
@@ -95,13 +95,14 @@ class FineTuneTask(ClassifierTask):
         self._frozen_epoch: int | None = None
         self._epoch_sums: Tensor | None = None
 
+    @override
     def check_processes(self, trainer: Trainer) -> None:
         """Refuse what several processes cannot share exactly; the command line asks before they start.
 
         Raises:
-            ValueError: a strategy that shares out parameters, or BatchNorm in training.
+            ValueError: BatchNorm in training, or what :class:`BaseTask` refuses.
         """
-        require_whole_parameters(trainer.strategy, trainer.world_size)
+        super().check_processes(trainer)
         if trainer.world_size > 1 and self._trains_batchnorm():
             raise ValueError(
                 f"The tower trains BatchNorm, whose statistics would be those of one of the {trainer.world_size} "
