@@ -14,6 +14,7 @@ from siglightning.evaluation.classification import Predictions
 from siglightning.evaluation.collected import CollectedSet, ids_of
 from siglightning.evaluation.label_scores import LabelScores
 from siglightning.evaluation.targets import multi_hot
+from siglightning.losses.classification import check_labels
 from siglightning.models import ImageEncoder
 from siglightning.runtime.differences import require_same_state
 from siglightning.runtime.processes import notice
@@ -141,6 +142,17 @@ class ClassifierTask(BaseTask):
                 f"`data.init_args.zeroshot_sets` are classified by prompts, but {type(self).__name__} knows only the "
                 "classes of the data. Evaluate them with ContrastiveTask, or leave them out."
             )
+
+    @override
+    def on_before_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
+        """Check labels for training while they are on the host, where nobody waits for them.
+
+        Raises:
+            ValueError: a label that no class has.
+        """
+        if self.trainer.training and self.class_names:
+            check_labels(batch["label"], len(self.class_names))
+        return batch
 
     def collect(self, batch: Batch, dataloader_idx: int) -> None:
         """Keep the logits of one batch of an evaluation set."""

@@ -20,7 +20,7 @@ from siglightning.evaluation import Evaluation, MetricValue
 from siglightning.evaluation.classification import Predictions
 from siglightning.evaluation.label_metrics import hits, label_metrics
 from siglightning.losses import sigmoid_loss
-from siglightning.losses.classification import ClassificationLoss, LossName, check_labels
+from siglightning.losses.classification import ClassificationLoss, LossName
 from siglightning.models import ImageEncoder, TwoTower
 from siglightning.optim import GroupRule, Schedule, WeightDecayConvention, freeze
 from siglightning.tasks.base import adamw
@@ -174,7 +174,6 @@ class FineTuneTask(ClassifierTask):
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         """Seed the step, and keep what is not trained in this epoch in evaluation mode."""
         super().on_train_batch_start(batch, batch_idx)
-        check_labels(batch["label"], len(self.class_names))
         if self._frozen_epoch != self.epoch:
             self.network.train()
             self._frozen_epoch = self.epoch

@@ -6,11 +6,13 @@ import sys
 import pytest
 import torch
 from finetuning import STEPS, Weights, encoder, pictures, sgd, task, trainer, two_tower
+from lightning.pytorch import Callback
 from lightning.pytorch.callbacks import EMAWeightAveraging
 from torch.nn import functional
 from torchmetrics.functional.classification import multilabel_average_precision
 
 from siglightning.callbacks import SampleWriter
+from siglightning.data import PictogramDataModule
 from siglightning.evaluation.collected import CollectedSet
 from siglightning.losses.classification import ClassificationLoss
 from siglightning.models import ImageEncoder, TowerConfig
@@ -485,3 +487,21 @@ def test_a_classifier_without_classes_is_refused_before_the_first_picture(tmp_pa
     module = task()
     with pytest.raises(ValueError, match="The classifier has no classes yet: give a checkpoint"):
         module.on_predict_start()
+
+
+def test_wrong_labels_are_refused_before_they_leave_for_a_device(tmp_path):
+    """There they would be checked by nobody: to look at them, the host would have to wait."""
+
+    class Left(Callback):
+        def on_train_batch_start(self, trainer, task, batch, batch_idx):
+            raise AssertionError("the batch is on the device")
+
+    class Wrong(PictogramDataModule):
+        def train_dataloader(self):
+            loader = super().train_dataloader()
+            collate = loader.collate_fn
+            loader.collate_fn = lambda samples: collate(samples) | {"label": torch.full((len(samples),), 99)}
+            return loader
+
+    with pytest.raises(ValueError, match=r"labels from 0 to .*got 99 in row 0"):
+        trainer(tmp_path, Left(), epochs=1).fit(task(), Wrong(global_batch_size=12))
