@@ -10,13 +10,16 @@ from lightning.pytorch.callbacks import ProgressBar
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
 
+from siglightning.callbacks.logging_step import is_logging_step
 from siglightning.callbacks.throughput import images_in
 
-_REFRESH_S = 0.5  # reading the loss waits for the GPU, so not at every step
+_REFRESH_S = 0.5
 
 
 class RunProgressBar(ProgressBar):
     """Steps of the whole run, loss, images per second, and the time left until its last step.
+
+    The loss is that of the last step that loggers saw: reading one waits for the device, for which they do anyway.
 
     On a terminal it is a bar on standard error. Elsewhere (a log file, a batch job) it is one plain line every
     ``percent_per_line`` percent of the run. Only the first process shows anything.
@@ -69,7 +72,7 @@ class RunProgressBar(ProgressBar):
         self._total = total_steps(trainer)
         self._first_step = self._last_step = trainer.global_step
         self._start = self._last_time = perf_counter()
-        self._num_images = 0
+        self._num_images, self._loss, self._logged_step = 0, "", -1
         self._line = self._line_number(trainer.global_step)
         self._start_bar("training", self._total, trainer.global_step)
 
@@ -79,6 +82,8 @@ class RunProgressBar(ProgressBar):
         """Show the step, at most twice a second."""
         self._num_images += images_in(batch) * trainer.world_size
         step, now = trainer.global_step, perf_counter()
+        if self._enabled and is_logging_step(trainer, self._logged_step):
+            self._loss, self._logged_step = self._loss_of(trainer), step
         if not self._enabled or step == self._last_step:
             return
         line = self._line_number(step)
@@ -170,9 +175,13 @@ class RunProgressBar(ProgressBar):
         place = f"step {step}" if self._total is None else f"step {step}/{self._total} ({step / self._total:.0%})"
         print("  ".join([place, *facts]), file=self._writer().file, flush=True)
 
-    def _facts(self, step: int, now: float, trainer: Trainer) -> list[str]:
+    def _loss_of(self, trainer: Trainer) -> str:
         loss = trainer.callback_metrics.get(self.loss_key)
-        facts = [f"loss {float(loss):.4f}"] if loss is not None else []
+        return "" if loss is None else f"loss {float(loss):.4f}"
+
+    def _facts(self, step: int, now: float, trainer: Trainer) -> list[str]:
+        loss = self._loss or self._loss_of(trainer)  # before the first logged step only a task that logs others has one
+        facts = [loss] if loss else []
         facts.append(f"{self._num_images / max(now - self._last_time, 1e-9):,.0f} images/s")
         if self._total is not None:
             # Over the whole run so far, validation and checkpoints included: they will come again.

@@ -21,7 +21,7 @@ def recolour(images: Tensor, colour: Tensor) -> Tensor:
     # In fp32 whatever a run's precision is: Lightning casts floats of a batch, and these are pixels in the end.
     brightness, contrast, saturation, turn = colour.to(images.device, torch.float32).unbind(1)
     pixels = images.flatten(2).float()
-    luma = torch.tensor(_LUMA, dtype=torch.float32, device=images.device)
+    luma = _sent(torch.tensor(_LUMA, dtype=torch.float32), images.device)
     gain = (brightness * contrast)[:, None, None]
     with torch.autocast(images.device.type, enabled=False):
         matrix = _chroma_matrix(saturation, turn)
@@ -34,8 +34,13 @@ def recolour(images: Tensor, colour: Tensor) -> Tensor:
 def _chroma_matrix(saturation: Tensor, turn: Tensor) -> Tensor:
     """RGB to YIQ, both chroma axes turned and scaled, and back: ``[B, 3, 3]``."""
     to_yiq = torch.tensor(_RGB_TO_YIQ, dtype=torch.float64)
-    to_rgb = torch.linalg.inv(to_yiq).to(saturation)
+    to_rgb = _sent(torch.linalg.inv(to_yiq).to(saturation.dtype), saturation.device)
     zero, cos, sin = torch.zeros_like(turn), saturation * turn.cos(), saturation * turn.sin()
     rotate = torch.stack([zero + 1, zero, zero, zero, cos, -sin, zero, sin, cos], dim=1).view(-1, 3, 3)
-    matrix: Tensor = to_rgb @ rotate @ to_yiq.to(saturation)
+    matrix: Tensor = to_rgb @ rotate @ _sent(to_yiq.to(saturation.dtype), saturation.device)
     return matrix
+
+
+def _sent(constant: Tensor, device: torch.device) -> Tensor:
+    """On the device; from pinned memory, since for a copy from any other the host waits."""
+    return (constant.pin_memory() if device.type == "cuda" else constant).to(device, non_blocking=True)

@@ -181,5 +181,11 @@ def standardise(
     image: Tensor, mean: Sequence[float], std: Sequence[float], dtype: torch.dtype = torch.float32
 ) -> Tensor:
     """uint8 pictures ``[B, 3, H, W]`` as floating point: scaled to [0, 1], less ``mean``, over ``std``, by channel."""
-    centre, spread = (torch.tensor(value, dtype=dtype, device=image.device).view(-1, 1, 1) for value in (mean, std))
-    return image.to(dtype).mul_(1 / (255 * spread)).sub_(centre / spread)
+    centre, spread = (torch.tensor(value, dtype=dtype).view(-1, 1, 1) for value in (mean, std))
+    factor, shift = (_sent(constant, image.device) for constant in (1 / (255 * spread), centre / spread))
+    return image.to(dtype).mul_(factor).sub_(shift)
+
+
+def _sent(constant: Tensor, device: torch.device) -> Tensor:
+    """On the device; from pinned memory, since for a copy from any other the host waits."""
+    return (constant.pin_memory() if device.type == "cuda" else constant).to(device, non_blocking=True)
