@@ -200,28 +200,33 @@ class BaseTask(LightningModule):
         Raises:
             NotFiniteError: see :meth:`FiniteGuard.lets_pass`.
         """
-        if not self._guard.lets_pass(self, optimizer, self._samples_to_blame):
+        if not self._guard.lets_pass(self, optimizer, self._batch, self._samples_to_blame):
             return
-        # Not under a gradient scaler: Lightning knows when gradients are still scaled there.
+        # Under a gradient scaler Lightning clips, which knows when gradients are still scaled. Elsewhere it believes
+        # that those of every fused optimizer are, and refuses.
         is_scaled = getattr(self.trainer.precision_plugin, "scaler", None) is not None
-        is_by_norm = gradient_clip_algorithm in (None, "norm") and not is_scaled
-        if gradient_clip_val and is_by_norm and self._guard.norm is not None:
+        if not gradient_clip_val or is_scaled or self._guard.norm is None:
+            self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
+        elif gradient_clip_algorithm in (None, "norm"):
             nn.utils.clip_grads_with_norm_(_parameters(optimizer), gradient_clip_val, self._guard.norm)
         else:
-            self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
+            nn.utils.clip_grad_value_(_parameters(optimizer), gradient_clip_val)
+
+    def on_train_end(self) -> None:
+        """Take up what became of the last step."""
+        self._guard.settle(self, self._samples_to_blame)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep how many steps were left out."""
+        self._guard.settle(self, self._samples_to_blame)
         checkpoint["skipped_steps"] = self._guard.skipped
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Go on counting the steps that were left out."""
         self._guard.skipped = int(checkpoint.get("skipped_steps", 0))
 
-    def _samples_to_blame(self) -> list[Any]:
-        batch, modes = self._batch, [(module, module.training) for module in self.modules()]
-        if batch is None:
-            return []
+    def _samples_to_blame(self, batch: Batch) -> list[Any]:
+        modes = [(module, module.training) for module in self.modules()]
         self.eval()
         with torch.no_grad():
             finite = self.finite_rows(batch)
@@ -233,8 +238,10 @@ class BaseTask(LightningModule):
         """Log the training loss and what goes with it, at the trainer's logging interval; means over processes."""
         if not self.is_logging_step:
             return
+        self._guard.settle(self, self._samples_to_blame)  # of the step before, which has been done by now
         loss = self.trainer.strategy.reduce(loss, reduce_op="mean")
-        self.log("train/loss", loss, prog_bar=True, batch_size=1)
+        # Not for Lightning's bars: it would read what is meant for them at every step, and wait for the device.
+        self.log("train/loss", loss, batch_size=1)
         self.log("train/skipped_steps", float(self._guard.skipped), batch_size=1)
         self.log_dict({f"train/{name}": value for name, value in values.items()}, batch_size=1, sync_dist=True)
         self.log("train/lr", self._peak_group_lr(), batch_size=1)
