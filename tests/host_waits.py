@@ -111,6 +111,23 @@ class HostWaits(Callback):
         self.seen.append(Wait(self.step, what, where or "elsewhere"))
 
 
+class FailsOnCuda(Callback):
+    """On CUDA, lets torch fail where anything waits in a step that is not logged, or in the transfer of its batch."""
+
+    def on_train_batch_start(self, trainer, task, batch, batch_idx):
+        self.set("error" if (trainer.global_step + 1) % trainer.log_every_n_steps else "default")
+
+    def on_train_end(self, trainer, task):
+        self.set("default")
+
+    def on_exception(self, trainer, task, exception):
+        self.set("default")
+
+    def set(self, mode):
+        if torch.cuda.is_available():
+            torch.cuda.set_sync_debug_mode(mode)
+
+
 def _by_mask(args):
     fills = len(args) > 2 and args[2].numel() == 1  # torch makes a masked_fill of it
     return not fills and any(index is not None and index.dtype in (torch.bool, torch.uint8) for index in args[1])

@@ -12,7 +12,6 @@ from siglightning.cli import main
 
 EVERY, STEPS = 4, 11
 TRAINER = {
-    "callbacks": [{"class_path": "host_waits.HostWaits"}],
     "max_steps": STEPS,
     "log_every_n_steps": EVERY,
     "limit_val_batches": 0,
@@ -45,11 +44,12 @@ FINE_TUNING = {
 }
 
 
-def waits_of(folder, model, **optimizer):
+def waits_of(folder, model, callback="HostWaits", trainer=None, **optimizer):
+    callbacks = {"callbacks": [{"class_path": f"host_waits.{callback}"}]}
     config = {
         "model": model,
         "data": {"class_path": "PictogramDataModule", "init_args": {"global_batch_size": 16}},
-        "trainer": TRAINER,
+        "trainer": TRAINER | callbacks | (trainer or {}),
         "test_after_fit": False,
     }
     adamw = {"class_path": "torch.optim.AdamW", "init_args": {"lr": 1e-3, "fused": True} | optimizer}
@@ -70,6 +70,14 @@ def test_only_logged_steps_wait(tmp_path, model):
         "what loggers read"
     )
     assert [wait for wait in waits if wait.step % EVERY] == []
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
+@pytest.mark.parametrize("model", [CONTRASTIVE, FINE_TUNING], ids=["contrastive", "fine-tuning"])
+def test_nor_does_torch_see_any_on_cuda(tmp_path, model, precision):
+    options = {"accelerator": "gpu", "devices": 1, "precision": precision}
+    assert waits_of(tmp_path, model, "FailsOnCuda", options) == []
 
 
 def test_an_optimizer_that_cannot_leave_a_step_out_by_itself_is_waited_for_in_each(tmp_path):
