@@ -36,9 +36,22 @@ _REMEDIES = {
 }
 
 
+_FUSED = ("cpu", "cuda", "mps", "xpu")  # devices for which torch 2.11 has a fused AdamW
+
+
 def adamw(params: Any) -> Optimizer:
-    """AdamW at 1e-3 with beta2 = .95, which the SigLIP paper (section 4.7) found to keep training stable."""
-    return torch.optim.AdamW(params, lr=1e-3, betas=(0.9, 0.95), weight_decay=1e-4)
+    """AdamW at 1e-3 with beta2 = .95, which the SigLIP paper (section 4.7) found to keep training stable.
+
+    Fused where torch has such a kernel for all parameters: one for many of them at once, and a step whose gradients are
+    not finite is left out on the device, see :class:`~siglightning.tasks.finite.FiniteGuard`.
+
+    Args:
+        params: parameters, or groups of them.
+    """
+    groups = list(params)
+    every = [p for group in groups for p in (group["params"] if isinstance(group, dict) else [group])]
+    fused = all(p.is_floating_point() and p.device.type in _FUSED for p in every)
+    return torch.optim.AdamW(groups, lr=1e-3, betas=(0.9, 0.95), weight_decay=1e-4, fused=fused)
 
 
 class _Shared:
