@@ -19,8 +19,11 @@ from torch.utils.data import DataLoader, Dataset
 import siglightning.callbacks.progress as progress_module
 import siglightning.callbacks.throughput as throughput_module
 from siglightning.callbacks import MemoryMonitor, RunProgressBar, ThroughputMonitor
+from siglightning.callbacks.device_peak import peak_tflops
 from siglightning.callbacks.memory import peak_bytes, process_tree_pss_bytes
 from siglightning.callbacks.progress import clock, total_steps
+from siglightning.models import ImageEncoder, TowerConfig
+from siglightning.models.flops import step_flops
 
 
 class Clock:
@@ -36,15 +39,15 @@ class Clock:
 class Pictures(Dataset):
     """Loading a picture takes a quarter of a second on the run's clock."""
 
-    def __init__(self, clock, length=96):
-        self.clock, self.length = clock, length
+    def __init__(self, clock, length=96, size=2):
+        self.clock, self.length, self.size = clock, length, size
 
     def __len__(self):
         return self.length
 
     def __getitem__(self, index):
         self.clock.now += 0.25
-        return {"image": torch.zeros(3, 2, 2, dtype=torch.uint8)}
+        return {"image": torch.zeros(3, self.size, self.size, dtype=torch.uint8)}
 
 
 class Task(LightningModule):
@@ -103,8 +106,8 @@ def tiny_trainer(tmp_path, *callbacks, **options):
     )  # fmt: skip
 
 
-def loader(ticking):
-    return DataLoader(Pictures(ticking), batch_size=8)
+def loader(ticking, **options):
+    return DataLoader(Pictures(ticking, **options), batch_size=8)
 
 
 def test_throughput_counts_images_and_waits_but_not_validation(tmp_path, run_clock):
@@ -130,6 +133,62 @@ def test_throughput_with_accumulation_counts_every_micro_batch_and_logs_once_a_s
     tiny_trainer(tmp_path, ThroughputMonitor(), recorder, **options).fit(task, loader(run_clock))
     assert recorder.seen[6]["throughput/images_per_s"] == pytest.approx(8 / 5)
     assert task.num_logged == 3
+
+
+class Towers(Task):
+    """Its network is what the operations are counted of; training it is not the point."""
+
+    def __init__(self, clock, network):
+        super().__init__(clock)
+        self.network = network
+
+
+@pytest.mark.parametrize("accumulated", [1, 2])
+def test_operations_are_those_of_the_images_and_their_share_is_of_the_peak(tmp_path, run_clock, accumulated):
+    network = ImageEncoder(TowerConfig("local:conv", kwargs={"width": 8, "depths": [1, 1], "groups": 4}), image_size=32)
+    recorder, peak = Recorder("throughput"), 1e-9
+    options = {"max_steps": 6, "log_every_n_steps": 2, "accumulate_grad_batches": accumulated, "val_check_interval": 12}
+    monitor = ThroughputMonitor(peak_tflops=peak)
+    tiny_trainer(tmp_path, monitor, recorder, **options).fit(Towers(run_clock, network), loader(run_clock, size=32))
+    flops = step_flops(network, {"image": torch.zeros(8, 3, 32, 32, dtype=torch.uint8)})
+    assert flops > 8 * 2 * 32 * 32  # something was counted
+    found = recorder.seen[6]
+    assert found["throughput/tflops_per_s"] == pytest.approx(flops / 5 / 1e12)
+    assert found["throughput/mfu"] == pytest.approx(flops / 5 / 1e12 / peak)
+
+
+def test_what_cannot_be_counted_is_not_logged_and_ends_nothing(tmp_path, run_clock):
+    network = ImageEncoder(TowerConfig("local:conv", kwargs={"width": 8, "depths": [1, 1], "groups": 4}), image_size=32)
+    network.image_tower.plain_features = lambda image: image.mean().item()
+    recorder = Recorder("throughput")
+    tiny_trainer(tmp_path, ThroughputMonitor(), recorder).fit(Towers(run_clock, network), loader(run_clock, size=32))
+    assert set(recorder.seen[12]) == {"throughput/images_per_s", "throughput/data_wait"}
+
+
+@pytest.mark.parametrize(
+    ("name", "precision", "peak"),
+    [
+        ("NVIDIA A100-SXM4-80GB", "bf16-mixed", 312.0),
+        ("NVIDIA A100-SXM4-80GB", "32-true", None),
+        ("NVIDIA A100-SXM4-40GB MIG 1g.5gb", "bf16-mixed", None),
+        ("NVIDIA H100 80GB HBM3", "bf16-true", 989.5),
+        ("NVIDIA H100 PCIe", "16-mixed", 756.5),
+        ("NVIDIA H100 NVL", "bf16-mixed", 835.5),
+        ("NVIDIA H200", "bf16-mixed", 989.5),
+        ("NVIDIA GH200 480GB", "bf16-mixed", 989.5),
+        ("NVIDIA L40S", "bf16-mixed", 362.0),
+        ("NVIDIA L4", "bf16-mixed", 121.0),
+        ("NVIDIA L40", "bf16-mixed", None),
+        ("NVIDIA GeForce RTX 2060", "16-mixed", None),
+    ],
+)
+def test_peaks_are_of_known_devices_in_half_precision(name, precision, peak):
+    assert peak_tflops(name, precision) == peak
+
+
+def test_a_peak_must_be_above_zero():
+    with pytest.raises(ValueError, match=r"peak_tflops above 0, .*got 0"):
+        ThroughputMonitor(peak_tflops=0)
 
 
 def test_no_logging_interval_means_no_logging(tmp_path, run_clock):

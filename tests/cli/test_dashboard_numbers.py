@@ -34,7 +34,17 @@ BOTH = {
         },
     ]
 }
-QUIET = {"accelerator": "cpu", "enable_progress_bar": False, "num_sanity_val_steps": 0, "log_every_n_steps": 1}
+MONITOR = {
+    "class_path": "siglightning.callbacks.ThroughputMonitor",
+    "init_args": {"peak_tflops": 1.0},
+}  # of no CPU known
+QUIET = {
+    "callbacks": [MONITOR],
+    "accelerator": "cpu",
+    "enable_progress_bar": False,
+    "num_sanity_val_steps": 0,
+    "log_every_n_steps": 1,
+}
 CONV = {"name": "local:conv", "kwargs": {"width": 8, "depths": [1, 1], "groups": 4, "patch": 8}}
 TEXT = {"name": "local:text_transformer", "kwargs": {"width": 16, "depth": 1, "heads": 2}}
 TOWERS = {
@@ -62,7 +72,7 @@ CONFIGS = {
     "multilabel": config("FineTuneTask", ENCODER, "CollageDataModule", train="full", loss="bce"),
 }
 LABELS = config("MultiLabelTask", ENCODER, "CollageDataModule", temperature="fit")
-CRASH = {"trainer": {"callbacks": [{"class_path": "cli_examples.Crash", "init_args": {"step": 5}}]}}
+CRASH = {"trainer": {"callbacks": [MONITOR, {"class_path": "cli_examples.Crash", "init_args": {"step": 5}}]}}
 
 
 @pytest.fixture(scope="module")

@@ -156,6 +156,8 @@ def _machine() -> Sections:
     return {
         "Machine": [
             Panel("images per second", ("throughput/images_per_s",)),
+            Panel("TFLOP per second", ("throughput/tflops_per_s",)),
+            Panel("share of the devices' peak", ("throughput/mfu",)),
             Panel("share of time waiting for data", ("throughput/data_wait",)),
             Panel("memory [MiB]", ("memory/peak_mib", "memory/pss_peak_mib")),
         ],
