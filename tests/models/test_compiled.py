@@ -195,3 +195,22 @@ def test_towers_of_open_clip(batch, tmp_path):
     compiled.compile_for_training()
     assert_same(step(plain, batch), step(compiled, batch), rel=1e-5)
     assert num_graphs() == 2
+
+
+@pytest.mark.slow
+def test_recomputation_draws_the_masks_of_the_first_pass(batch):
+    """Gradients of a recomputed slice equal those of the same slice kept in memory."""
+    dropping = TowerConfig("local:conv", kwargs={"width": 8, "depths": [1, 1], "groups": 4, "dropout": 0.3})
+    found = []
+    for micro_batch_size in (8, None):
+        torch.manual_seed(0)
+        options = {"image_size": 32, "compile_towers": True, "micro_batch_size": micro_batch_size}
+        network = ImageEncoder(dropping, **options)
+        for parameter in network.parameters():  # the residual branches start at zero; let them take part
+            torch.nn.init.normal_(parameter, std=0.1)
+        network.compile_for_training()
+        found.append(step(network, batch))
+    assert_same(*found, rel=1e-5)
+    network.eval()
+    with torch.no_grad():
+        assert (network.encode_features(batch[0]) - found[0][0]).abs().max() > 1e-3, "something was dropped"

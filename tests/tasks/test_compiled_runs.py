@@ -11,6 +11,7 @@ from lightning.pytorch import Callback
 from lightning.pytorch.callbacks import WeightAveraging
 from torch._dynamo.utils import counters
 
+from siglightning.cli import main
 from siglightning.data import PictogramDataModule
 from siglightning.models import ImageEncoder, TowerConfig, TwoTower
 from siglightning.models.compiled import require_compiler
@@ -125,3 +126,18 @@ def test_several_labels_are_predicted_uncompiled(tmp_path):
     used = trainer(tmp_path, epochs=1)
     assert used.predict(task, PictogramDataModule(global_batch_size=16, eval_batch_size=20))
     assert counters["stats"]["unique_graphs"] == 0
+
+
+def test_plan_and_doctor_look_at_such_a_run_without_compiling(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "small.yaml").write_text(
+        "trainer: {max_steps: 4, accelerator: cpu}\ndata: {init_args: {global_batch_size: 16}}\n"
+    )
+    compiled = ["--config", "quickstart", "--config", "small.yaml", "--model.network.init_args.compile_towers", "true"]
+    assert main(["plan", *compiled]) == 0
+    assert main(["doctor", *compiled]) == 0
+    assert counters["stats"]["unique_graphs"] == 0
+    monkeypatch.setenv("CXX", str(tmp_path / "none"))
+    capsys.readouterr()
+    assert main(["doctor", *compiled]) == 2
+    assert "compile_towers: false" in "".join(capsys.readouterr())
