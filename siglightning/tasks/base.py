@@ -155,12 +155,20 @@ class BaseTask(LightningModule):
         optimizer = build_optimizer(
             self, self.optimizer_factory, self.rules, self.scalar_lr_mult, self.weight_decay_convention, parts
         )
+        if self._is_scaled:
+            # Fused ones offer to undo a gradient scaler's factor themselves, too late for the norm and for clipping.
+            optimizer._step_supports_amp_scaling = False  # type: ignore[attr-defined]  # what torch and Lightning ask
         groups = parameter_groups(self, self.rules, self.scalar_lr_mult, parts)
         rank_zero_info(describe_groups(groups, optimizer))
         for logger in self.loggers:
             logger.log_hyperparams({"parameter_groups": group_table(groups, optimizer)})
         scheduler = build_scheduler(optimizer, self.schedule, self.total_steps)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    @property
+    def _is_scaled(self) -> bool:
+        """Whether a gradient scaler is at work (``16-mixed``)."""
+        return getattr(self.trainer.precision_plugin, "scaler", None) is not None
 
     def parts(self) -> dict[str, str]:
         """What to call parameters in the table of groups, by name; those of other names are "default"."""
@@ -215,10 +223,8 @@ class BaseTask(LightningModule):
         """
         if not self._guard.lets_pass(self, optimizer, self._batch, self._samples_to_blame):
             return
-        # Under a gradient scaler Lightning clips, which knows when gradients are still scaled. Elsewhere it believes
-        # that those of every fused optimizer are, and refuses.
-        is_scaled = getattr(self.trainer.precision_plugin, "scaler", None) is not None
-        if not gradient_clip_val or is_scaled or self._guard.norm is None:
+        # Under a gradient scaler Lightning clips; elsewhere it refuses fused optimizers, as if there were one.
+        if not gradient_clip_val or self._is_scaled or self._guard.norm is None:
             self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
         elif gradient_clip_algorithm in (None, "norm"):
             nn.utils.clip_grads_with_norm_(_parameters(optimizer), gradient_clip_val, self._guard.norm)

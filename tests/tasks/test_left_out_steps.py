@@ -6,6 +6,7 @@ from functools import partial
 import pytest
 import torch
 from lightning.pytorch import Callback
+from lightning.pytorch.plugins.precision import MixedPrecision
 from test_contrastive import quiet_trainer, tiny_network
 
 from siglightning.data import PictogramDataModule
@@ -121,6 +122,16 @@ def test_so_many_in_a_row_end_the_run_one_step_later_and_the_count_begins_anew_a
 def test_gradients_are_clipped_in_bf16_mixed_where_lightning_refuses_fused_optimizers(tmp_path, algorithm):
     found = run(tmp_path, {1}, steps=3, precision="bf16-mixed", gradient_clip_algorithm=algorithm)
     assert len(found[2]) == 1
+
+
+def test_fused_optimizers_are_clipped_under_a_gradient_scaler(tmp_path):
+    """On a CPU Lightning makes bf16 of `16-mixed`, unless handed the plugin. The scaler leaves the second step out."""
+    scaled = MixedPrecision("16-mixed", "cpu", torch.amp.GradScaler("cpu", init_scale=64.0))
+    found = run(tmp_path, {1}, steps=4, plugins=[scaled])
+    assert {int(state["step"]) for state in found[1].state_dict()["state"].values()} == {3}
+    assert scaled.scaler.get_scale() == 32.0
+    assert len(found[2]) == found[4]._guard.skipped == 1
+    assert all(value.isfinite().all() for value in found[0].values())
 
 
 def test_which_optimizers_leave_steps_out_by_themselves():
