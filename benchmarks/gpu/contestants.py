@@ -69,7 +69,7 @@ def contestants() -> list[Contestant]:
     ]
 
 
-BACKENDS = ("eager",)  # of ours
+BACKENDS = ("triton", "eager")  # of ours
 # Its public backends for bf16, and whether they run by default. `chunked_bf16` is what its `auto` takes; `fp8` has
 # other numbers than bf16 inputs ask for. The rest are slower on Hopper by their own documentation.
 SIGLIP_KERNEL = {

@@ -1,8 +1,8 @@
 """Settings of our own kernel, each measured in turns with all others: sides of a tile, and blocks, warps and stages."""
 
 import json
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from statistics import median
@@ -10,56 +10,67 @@ from typing import Any, NamedTuple
 
 from benchmarks.gpu.cell import Work
 from benchmarks.gpu.clock import Clock, number_of_turns, take_turns
-from benchmarks.gpu.contestants import BACKENDS
 from benchmarks.gpu.pairs import Inputs, errors, make_inputs, reference
 from siglightning.losses import sigmoid_loss
 from siglightning.runtime.files import write_text
 
-SIDES = (1024, 2048, 4096, 8192, 16_384)
-SECONDS = 20.0  # of the turns at one size
+SIDES = (2048, 4096, 8192, 11_264, 16_384, 22_528)
+BLOCKS = ((128, 256), (128, 128), (256, 128), (64, 256))  # rows and columns
+DEPTHS, WARPS, STAGES, GROUPS = (64, 128), (4, 8), (2, 3, 4), (4, 8, 16)
+SECONDS = 30.0  # of the turns at one size
 
 
 class Setting(NamedTuple):
-    """One way to run our loss.
+    """One way to run our kernel; ``None`` leaves a choice to it.
 
     Attributes:
-        backend: of :func:`siglightning.losses.sigmoid_loss`.
         side: of a tile, in rows.
-        kernel: the kernel's blocks, warps and stages by name; ``None`` leaves its own choice.
+        kernel: what :class:`siglightning.losses.triton_tiles.Blocks` takes.
     """
 
-    backend: str
-    side: int
+    side: int | None
     kernel: dict[str, int] | None = None
 
     @property
     def name(self) -> str:
         """For the table."""
-        kernel = ", ".join(f"{key} {value}" for key, value in (self.kernel or {}).items()) or "its own choice"
-        return f"{self.backend}, side {self.side:,}, {kernel}"
+        side = "its own side" if self.side is None else f"side {self.side:,}"
+        kernel = ", ".join(f"{key} {value}" for key, value in (self.kernel or {}).items()) or "its own blocks"
+        return f"{side}; {kernel}"
 
 
 def settings(pairs: int) -> list[Setting]:
-    """What is tried at a batch size; where all sides are larger than the batch, the batch itself."""
-    sides = [side for side in SIDES if side <= pairs] or [pairs]
-    return [
-        Setting(backend, side, kernel)
-        for backend in BACKENDS
-        for side in sides
-        for kernel in (kernels() if backend == "triton" else [None])
+    """What is tried at a batch size: sides with the kernel's own blocks, and blocks with its own side."""
+    sides = [Setting(side) for side in SIDES if side <= pairs]
+    return [Setting(None), *sides, *(Setting(None, kernel) for kernel in kernels())]
+
+
+def kernels() -> list[dict[str, int]]:
+    """Blocks to be tried; the order of blocks (``group``) for the first of them alone."""
+    listed = [
+        {"rows": rows, "columns": columns, "depth": depth, "warps": warps, "stages": stages}
+        for rows, columns in BLOCKS
+        for depth in DEPTHS
+        for warps in WARPS
+        for stages in STAGES
     ]
+    rows, columns = BLOCKS[0]
+    return [*listed, *({"rows": rows, "columns": columns, "depth": DEPTHS[0], "group": group} for group in GROUPS)]
 
 
-def kernels() -> list[dict[str, int] | None]:
-    """Settings of the kernel to be tried, its own choice among them."""
-    return [None]
+@contextmanager
+def with_kernel(kernel: dict[str, int] | None) -> Iterator[None]:
+    """Let the kernel cut its tiles in these blocks."""
+    from siglightning.losses import triton_sigmoid
+    from siglightning.losses.triton_tiles import Blocks
 
-
-def with_kernel(kernel: dict[str, int] | None) -> AbstractContextManager[None]:
-    """Let the kernel run with these settings."""
+    own = triton_sigmoid.default_blocks
     if kernel is not None:
-        raise ValueError(f"Expected None until the kernel can be told its settings, got {kernel}.")
-    return nullcontext()
+        triton_sigmoid.default_blocks = lambda embeds, with_ids: Blocks(**kernel)
+    try:
+        yield
+    finally:
+        triton_sigmoid.default_blocks = own
 
 
 def sweep(clock: Clock, works: Sequence[Work], path: Path, description: dict[str, Any]) -> None:
@@ -100,6 +111,5 @@ def _measured(clock: Clock, work: Work) -> list[dict[str, Any]]:
 
 def _run(setting: Setting, inputs: Inputs) -> None:
     inputs.clear()
-    loss: Callable[..., Any] = sigmoid_loss
     with with_kernel(setting.kernel):
-        loss(*inputs.tensors, backend=setting.backend, chunk_size=setting.side).backward()
+        sigmoid_loss(*inputs.tensors, backend="triton", chunk_size=setting.side).backward()

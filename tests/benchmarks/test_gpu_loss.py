@@ -3,11 +3,12 @@
 import gzip
 import json
 import math
+from importlib.util import find_spec
 
 import pytest
 import torch
 
-from benchmarks.gpu import pairs, place, products
+from benchmarks.gpu import pairs, place, products, sweep
 from benchmarks.gpu.cell import History, Options, Work, expected_seconds, measure_cell
 from benchmarks.gpu.clock import Clock, number_of_turns, ratio, rotated
 from benchmarks.gpu.contestants import LIMIT, Contestant, chosen, contestants, dense_reference
@@ -21,7 +22,9 @@ from benchmarks.gpu_loss import main
 
 CPU = torch.device("cpu")
 EAGER = ["siglightning eager", "dense reference, eager", "open_clip SigLipLoss"]
+SHORT = ["--tiny", "--cell-seconds", "0.1"]
 KEY = ("dtype", "dim", "pairs")
+needs_kernel = pytest.mark.skipif(find_spec("triton") is None, reason="there is no Triton")
 
 
 def rows_of(cell):
@@ -29,7 +32,7 @@ def rows_of(cell):
 
 
 def test_a_tiny_run_measures_everything_and_makes_its_page(tmp_path, capsys):
-    main(["--tiny", "--out", str(tmp_path), "--dtype", "float32", "--contestants", "eager", "open_clip", "hopper"])
+    main([*SHORT, "--out", str(tmp_path), "--dtype", "float32", "--contestants", "eager", "open_clip", "hopper"])
     results = json.loads((tmp_path / "gpu_loss.json").read_text())
     assert [(cell["pairs"], cell["dim"]) for cell in results["cells"]] == [(48, 16), (64, 16)]
     for cell in results["cells"]:
@@ -56,7 +59,7 @@ def test_a_tiny_run_measures_everything_and_makes_its_page(tmp_path, capsys):
 
 def test_a_second_run_adds_its_sizes(tmp_path):
     for size in ("24", "32"):
-        main(["--tiny", "--out", str(tmp_path), "--contestants", "dense reference, eager", "--pairs", size])
+        main([*SHORT, "--out", str(tmp_path), "--contestants", "dense reference, eager", "--pairs", size])
     results = json.loads((tmp_path / "gpu_loss.json").read_text())
     assert [(cell["pairs"], cell["run"]) for cell in results["cells"]] == [(24, 0), (32, 1)]
     assert len(results["runs"]) == 2
@@ -75,7 +78,7 @@ def test_figures_of_a_cpu_never_lie_among_results(tmp_path, monkeypatch, capsys,
 
 def test_wrong_arguments_end_with_one_line(tmp_path, capsys):
     for wrong, words in (
-        (["--contestants", "nobody"], "There are: siglightning eager; dense reference, compiled;"),
+        (["--contestants", "nobody"], "There are: siglightning triton; siglightning eager; dense reference, compiled;"),
         (["--budget", "0", "--pairs", "16", "32"], "--budget"),
         (["--device", "cuda"], "--tiny"),
     ):
@@ -244,17 +247,50 @@ def test_a_trace_keeps_its_kernels_when_it_is_cut():
         trimmed({"traceEvents": []}, 10)
 
 
-def test_profiles_and_sweeps_are_written(tmp_path):
-    main(["--tiny", "--out", str(tmp_path), "--profile", "--pairs", "32", "--contestants", "siglightning eager"])
+def test_profiles_are_written(tmp_path):
+    main([*SHORT, "--out", str(tmp_path), "--profile", "--pairs", "32", "--contestants", "siglightning eager"])
     table = (tmp_path / "profile_siglightning_eager_32x16.txt").read_text()
     assert "one forward and backward pass" in table
     assert "aten::addmm_" in table
     trace = json.loads(gzip.decompress((tmp_path / "profile_siglightning_eager_32x16.json.gz").read_bytes()))
     assert sum(event.get("name") == "one forward and backward pass" for event in trace["traceEvents"]) >= 3
-    main(["--tiny", "--out", str(tmp_path), "--sweep", "--pairs", "32", "--dtype", "float32"])
+
+
+@needs_kernel
+def test_a_sweep_runs_every_setting_and_leaves_the_kernel_as_it_was(tmp_path, monkeypatch):
+    from siglightning.losses import triton_sigmoid
+
+    monkeypatch.setattr(sweep, "SIDES", (16, 64))
+    monkeypatch.setattr(sweep, "BLOCKS", ((16, 32), (32, 16)))
+    for name, values in (("DEPTHS", (16,)), ("WARPS", (4,)), ("STAGES", (2,)), ("GROUPS", (3,)), ("SECONDS", 0.01)):
+        monkeypatch.setattr(sweep, name, values)
+    own, used = triton_sigmoid.default_blocks, []
+    real = triton_sigmoid.FusedTiles
+    monkeypatch.setattr(triton_sigmoid, "FusedTiles", lambda *a: used.append((a[1], a[2])) or real(*a))
+    main([*SHORT, "--out", str(tmp_path), "--sweep", "--pairs", "40", "--dtype", "float32"])
     (cell,) = json.loads((tmp_path / "gpu_loss_sweep.json").read_text())["cells"]
-    (row,) = [row for row in cell["rows"] if row["backend"] == "eager"]
-    assert (row["side"], row["errors"]["images"] < 3e-6, len(row["seconds"]) >= 3) == (32, True, True)
+    assert {(row["side"], str(row["kernel"])) for row in cell["rows"]} == {
+        *((None, "None"), (16, "None")),
+        *((None, str({"rows": rows, "columns": 48 - rows, "depth": 16, "warps": 4, "stages": 2})) for rows in (16, 32)),
+        (None, str({"rows": 16, "columns": 32, "depth": 16, "group": 3})),
+    }
+    for row in cell["rows"]:
+        assert "failed" not in row
+        assert row["errors"]["images"] < 3e-6
+        assert len(row["seconds"]) >= 3
+    assert {(side, blocks.rows, blocks.group) for side, blocks in used} == {
+        *((256, 128, 8), (16, 128, 8), (256, 16, 8), (256, 32, 8), (256, 16, 3))
+    }
+    assert triton_sigmoid.default_blocks is own
+
+
+@needs_kernel
+def test_the_kernel_takes_part(tmp_path):
+    main([*SHORT, "--out", str(tmp_path), "--pairs", "40", "--dtype", "float32", "--contestants", "triton"])
+    (cell,) = json.loads((tmp_path / "gpu_loss.json").read_text())["cells"]
+    row = rows_of(cell)["siglightning triton"]
+    assert row["left_out"] is None
+    assert max(row["errors"].values()) < 3e-6
 
 
 def test_names_choose_contestants():
@@ -271,7 +307,7 @@ def test_graphs_need_a_gpu():
 
 @pytest.mark.slow  # compiles twice
 def test_the_compiled_reference_is_measured_at_each_size(tmp_path):
-    main(["--tiny", "--out", str(tmp_path), "--dtype", "float32", "--contestants", "compiled", "--cell-seconds", "0.1"])
+    main([*SHORT, "--out", str(tmp_path), "--dtype", "float32", "--contestants", "compiled"])
     for cell in json.loads((tmp_path / "gpu_loss.json").read_text())["cells"]:
         row = rows_of(cell)["dense reference, compiled"]
         assert row["left_out"] is None
