@@ -17,13 +17,13 @@ RUNS = 3
 KERNELS = ("kernel", "gpu_memcpy", "gpu_memset")  # what a trace is kept for; other events go first when it is too long
 
 
-def write_profile(clock: Clock, run: Callable[[], object], folder: Path, name: str) -> list[Path]:
-    """Profile three runs after one to warm up; writes ``NAME.txt`` and ``NAME.json.gz`` (for Perfetto or Chrome)."""
+def write_profile(clock: Clock, run: Callable[[], object], folder: Path, name: str, runs: int = RUNS) -> list[Path]:
+    """Profile some runs after one to warm up; writes ``NAME.txt`` and ``NAME.json.gz`` (for Perfetto or Chrome)."""
     run()
     clock.wait()
     activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if clock.is_gpu else [])]
     with profile(activities=activities, record_shapes=True, acc_events=True) as profiler:
-        for _ in range(RUNS):
+        for _ in range(runs):
             with torch.profiler.record_function("one forward and backward pass"):
                 run()
         clock.wait()
