@@ -26,9 +26,8 @@ from benchmarks.gpu.cell import History, Options, Work, expected_seconds, measur
 from benchmarks.gpu.clock import Clock, Run
 from benchmarks.gpu.contestants import LIMIT, Contestant, chosen, limit
 from benchmarks.gpu.graph import check_graph
-from benchmarks.gpu.loss_page import write_page
 from benchmarks.gpu.pairs import make_inputs
-from benchmarks.gpu.place import choose_device, describe, fail, results_folder
+from benchmarks.gpu.place import choose_device, describe, fail, results_folder, share_memory
 from benchmarks.gpu.products import Tile
 from benchmarks.gpu.results import add_cell, begin, load, save, skip
 from benchmarks.gpu.sweep import sweep
@@ -48,6 +47,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         device = choose_device("cpu" if args.tiny else args.device)
         folder, contestants = results_folder(args.out, device.type), chosen(args.contestants)
+        share_memory(device)
         clock, description = Clock(device), describe(device, "benchmarks.gpu_loss", arguments)
         if args.profile:
             profile_all(clock, contestants, args, folder)
@@ -88,6 +88,8 @@ def measure(
         check_graph(clock, c, *_graph_size(args)) for c in contestants if c.name.startswith("siglightning")
     ]
     save(results, path)
+    from benchmarks.gpu.loss_page import write_page  # late: results come first, whether there is matplotlib or not
+
     print("\n".join(str(written) for written in [path, *write_page(folder)]))
 
 

@@ -20,7 +20,7 @@ from typing import Any
 import torch
 
 from benchmarks.gpu.clock import Clock
-from benchmarks.gpu.place import choose_device, describe, fail, results_folder
+from benchmarks.gpu.place import choose_device, describe, fail, results_folder, share_memory
 from benchmarks.gpu.results import add_cell, begin, load, save, skip
 from benchmarks.gpu.train_cell import BY_DEFAULT, NAMES, measure_cell, profile_turns
 from benchmarks.gpu.train_page import write_page
@@ -38,6 +38,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         device = choose_device("cpu" if args.tiny else args.device)
         folder, clock = results_folder(args.out, device.type), Clock(device)
+        share_memory(device)
         if device.type == "cuda":  # as open_clip's main sets it, for all
             torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.benchmark = True
         if args.profile:

@@ -92,6 +92,8 @@ def measure_cell(
     found = take_turns(clock, runs, expected, turns)
     for row in rows:
         row.seconds, row.repeats = found.get(row.name, []), repeats_for(expected.get(row.name, 1.0))
+        if row.name in runs and not row.seconds:
+            row.left_out = "failed in its turn, though not before"
     return {
         **work.record(),
         **{"copies": len(inputs), "turns": turns, "limit_tile": list(tile), "state": [before, gpu_state()]},

@@ -1,5 +1,6 @@
 """Seconds and bytes of what runs on a device."""
 
+import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from statistics import median
@@ -9,6 +10,7 @@ import torch
 Run = Callable[[], object]
 SPAN_S = 0.02  # what one measurement takes at least: shorter runs are repeated within it
 MIN_TURNS, MAX_TURNS = 3, 30
+LARGEST_CACHE = 128 * 2**20
 
 
 class Clock:
@@ -54,10 +56,10 @@ class Clock:
         return seconds, torch.cuda.max_memory_allocated(self.device) - before
 
     def cache_bytes(self) -> int:
-        """The device's last cache; 0 where that is not known."""
+        """The GPU's last cache, taken to be as large as they come where torch does not know it; 0 on a CPU."""
         if not self.is_gpu:
             return 0
-        return int(getattr(torch.cuda.get_device_properties(self.device), "L2_cache_size", 0))
+        return int(getattr(torch.cuda.get_device_properties(self.device), "L2_cache_size", LARGEST_CACHE))
 
 
 def repeats_for(seconds: float) -> int:
@@ -74,11 +76,20 @@ def number_of_turns(seconds: Mapping[str, float], budget_s: float) -> int:
 def take_turns(
     clock: Clock, runs: Mapping[str, Run], expected: Mapping[str, float], turns: int
 ) -> dict[str, list[float]]:
-    """Seconds of each, turn by turn; all run once in each turn, and each is first as often as the others."""
-    names, seconds = list(runs), {name: [] for name in runs}
+    """Seconds of each, turn by turn; all run once in each turn, and each is first as often as the others.
+
+    One that fails has no seconds at all, and the others go on without it.
+    """
+    seconds: dict[str, list[float]] = {name: [] for name in runs}
+    able = list(runs)
     for turn in range(turns):
-        for name in rotated(names, turn):
-            seconds[name].append(clock.seconds(runs[name], repeats_for(expected[name])))
+        for name in rotated(able, turn):
+            try:
+                seconds[name].append(clock.seconds(runs[name], repeats_for(expected[name])))
+            except Exception as error:  # most likely memory that others have left in pieces
+                print(f"{name} failed in turn {turn + 1}: {type(error).__name__}: {error}", file=sys.stderr)
+                seconds[name] = []
+                able.remove(name)
     return seconds
 
 

@@ -15,7 +15,7 @@ from siglightning.runtime.environment import describe_environment
 
 RESULTS = Path(__file__).parents[1] / "results"
 MORE_PACKAGES = ("triton", "siglip-kernel", "matplotlib")  # beside those that every run records
-STATE = ("clocks.sm", "clocks.mem", "temperature.gpu", "power.draw", "clocks_event_reasons.active")
+STATE = ("clocks.sm", "clocks.mem", "temperature.gpu", "power.draw")
 
 
 def describe(device: torch.device, module: str, arguments: list[str]) -> dict[str, Any]:
@@ -65,6 +65,22 @@ def choose_device(name: str | None) -> torch.device:
     if name is not None and name.startswith("cuda") and not torch.cuda.is_available():
         raise ValueError(f"Expected a GPU for --device {name}, got none. Use --device cpu --tiny to try the script.")
     return torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
+
+
+def share_memory(device: torch.device) -> None:
+    """Let blocks of any size come out of one piece of a GPU's memory, before anything is allocated there.
+
+    Else what one run leaves in the allocator is too small for the next, which then waits for it to be given back: in
+    turns, that would be timed. Where the driver cannot do it, blocks stay as they are.
+    """
+    if device.type != "cuda":
+        return
+    settings = getattr(torch._C, "_accelerator_setAllocatorSettings", None) or torch.cuda.memory._set_allocator_settings
+    settings("expandable_segments:True")
+    try:
+        torch.empty(2**28, dtype=torch.uint8, device=device)
+    except RuntimeError:
+        settings("expandable_segments:False")
 
 
 def results_folder(out: Path | None, kind: str) -> Path:

@@ -10,7 +10,7 @@ import torch
 
 from benchmarks.gpu import pairs, place, products, sweep
 from benchmarks.gpu.cell import History, Options, Work, expected_seconds, measure_cell
-from benchmarks.gpu.clock import Clock, number_of_turns, ratio, rotated
+from benchmarks.gpu.clock import Clock, number_of_turns, ratio, rotated, take_turns
 from benchmarks.gpu.contestants import LIMIT, Contestant, chosen, contestants, dense_reference
 from benchmarks.gpu.forecast import GIB, Limits, Measured, grown, too_much
 from benchmarks.gpu.graph import check_graph
@@ -208,6 +208,20 @@ def test_each_is_first_and_last_as_often_as_the_others():
     assert number_of_turns({"a": 0.5, "b": 0.5}, 5.0) == 5
     assert number_of_turns({"a": 50.0}, 5.0) == 3
     assert number_of_turns({"a": 1e-3}, 500.0) == 30
+
+
+def test_who_fails_in_a_turn_has_no_seconds_and_the_others_go_on(capsys):
+    calls = []
+
+    def fails_later():
+        calls.append(1)
+        if len(calls) > 1:
+            raise torch.OutOfMemoryError("in pieces")
+
+    runs = {"fails": fails_later, "b": lambda: None, "c": lambda: None}
+    found = take_turns(Clock(CPU), runs, dict.fromkeys(runs, 1.0), 4)
+    assert {name: len(seconds) for name, seconds in found.items()} == {"fails": 0, "b": 4, "c": 4}
+    assert "fails failed in turn 2: OutOfMemoryError: in pieces" in capsys.readouterr().err
 
 
 def test_runs_of_other_machines_do_not_mix():
