@@ -28,7 +28,7 @@ from benchmarks.gpu.contestants import LIMIT, Contestant, chosen, limit
 from benchmarks.gpu.graph import check_graph
 from benchmarks.gpu.pairs import make_inputs
 from benchmarks.gpu.place import choose_device, describe, fail, results_folder, share_memory
-from benchmarks.gpu.products import Tile
+from benchmarks.gpu.products import tiles_for
 from benchmarks.gpu.results import add_cell, begin, load, save, skip
 from benchmarks.gpu.sweep import sweep
 from benchmarks.gpu.trace import write_profile
@@ -84,9 +84,9 @@ def measure(
         raise ValueError(
             f"Expected time for one size at least, got a budget of {args.budget} s. Give more with --budget."
         )
-    results["graphs"] = [
-        check_graph(clock, c, *_graph_size(args)) for c in contestants if c.name.startswith("siglightning")
-    ]
+    ours = [contestant for contestant in contestants if contestant.name.startswith("siglightning")]
+    graphs = [check_graph(clock, contestant, *_graph_size(args)) for contestant in ours]
+    results["graphs"] = graphs or results.get("graphs", [])
     save(results, path)
     from benchmarks.gpu.loss_page import write_page  # late: results come first, whether there is matplotlib or not
 
@@ -97,7 +97,8 @@ def profile_all(clock: Clock, contestants: Sequence[Contestant], args: argparse.
     """A table and a trace of every contestant that can run, and of the limit, at each size."""
     for work in _works(args):
         inputs, able = make_inputs(*work, clock.device), [c for c in contestants if c.absent(clock.device) is None]
-        runs: dict[str, Run] = {LIMIT: partial(limit, inputs, Tile(work.pairs, work.pairs))}
+        tile = tiles_for(work.pairs, work.dtype.itemsize, clock.free_bytes())[-1]
+        runs: dict[str, Run] = {LIMIT: partial(limit, inputs, tile)}
         for name, run in (runs | {c.name: partial(c.run, inputs) for c in able}).items():
             stem = f"profile_{name.replace(' ', '_').replace(',', '')}_{work.pairs}x{work.dim}"
             print("\n".join(map(str, write_profile(clock, run, folder, stem))))
