@@ -10,7 +10,7 @@ from statistics import median
 from typing import Any
 
 from benchmarks.gpu.clock import ratio
-from benchmarks.gpu.contestants import LIMIT
+from benchmarks.gpu.contestants import LIMIT, OURS
 from benchmarks.gpu.forecast import GIB
 from benchmarks.gpu.pairs import SAMPLED
 from benchmarks.gpu.products import product_flops
@@ -65,7 +65,7 @@ def page(results: dict[str, Any], figures: Sequence[str]) -> str:
     parts += [f"![{name.removesuffix('.png').replace('_', ' ')}]({name})" for name in figures]
     for dtype in dtypes:
         cells = [cell for cell in results["cells"] if cell["dtype"] == dtype]
-        parts += [_head(cells, dtype), *_tables(cells, dtype)]
+        parts += [_head(cells, dtype), _rivals(cells, dtype), *_tables(cells, dtype)]
     parts += [_graphs(results.get("graphs", [])), _left_out(results), f"## Runs\n\n{footer(results)}"]
     return "\n\n".join(part for part in parts if part) + "\n"
 
@@ -97,6 +97,25 @@ def _head(cells: Sequence[dict[str, Any]], dtype: str) -> str:
         f"{cell['turns']} turns. The limit's tile: {tile}. Clocks, temperature and power around the turns: {state}.",
     ]
     return "\n".join(lines)
+
+
+def _rivals(cells: Sequence[dict[str, Any]], dtype: str) -> str:
+    """Ours against whoever else was fastest, size by size."""
+    header = ["dimensions", "pairs", f"{OURS}, ms", "fastest other", "its ms", "times ours"]
+    lines = [f"## Against the fastest other, {dtype}", "", *_table_head(header)]
+    empty = len(lines)
+    for cell in sorted(cells, key=lambda cell: (cell["dim"], cell["pairs"])):
+        ours = _row(cell, OURS)
+        others = [
+            row for row in cell["rows"] if row["seconds"] and row["name"] != LIMIT and "siglightning" not in row["name"]
+        ]
+        if ours and ours["seconds"] and others:
+            best = min(others, key=lambda row: median(row["seconds"]))
+            milliseconds = [f"{median(row['seconds']) * 1e3:,.3f}" for row in (ours, best)]
+            times = f"{ratio(best['seconds'], ours['seconds']):.2f}"
+            size = [str(cell["dim"]), f"{cell['pairs']:,}"]
+            lines.append(_line([*size, milliseconds[0], best["name"], milliseconds[1], times]))
+    return "\n".join(lines) if len(lines) > empty else ""
 
 
 def _tables(cells: Sequence[dict[str, Any]], dtype: str) -> list[str]:
