@@ -17,17 +17,15 @@ from benchmarks.gpu.clock import Clock, rotated
 from benchmarks.gpu.place import gpu_state
 from benchmarks.gpu.trace import write_profile
 from benchmarks.gpu.train_open_clip import OpenClipTraining, input_dtype
-from benchmarks.gpu.train_ours import OurTraining
+from benchmarks.gpu.train_ours import OurTraining, flops_per_image
 from benchmarks.gpu.train_setup import (
     Batches,
     Shape,
     Window,
     Work,
-    forward_flops,
     make_batches,
     open_clip_model,
     shape_of,
-    training_flops,
 )
 
 OURS, OWN_TOWERS = "siglightning", "siglightning, its own towers"
@@ -69,18 +67,19 @@ def measure_cell(
     """Let all of them take turns at one batch size."""
     rows, before = {name: Row(name) for name in names}, gpu_state()
     model = open_clip_model(work.model)
-    shape, width = shape_of(model), int(model.text.output_dim)
-    forward = forward_flops(model.visual, model.text, shape)
+    shape = shape_of(model)
     with TemporaryDirectory() as folder:
         trainings, batches = _begun(clock, work, rows, Path(folder), model)
+        flops = flops_per_image(work, shape, batches)
         for turn in range(turns):
             for name in rotated(list(trainings), turn):
                 _one_turn(clock, rows[name], trainings, batches, Window(clock, warm_up, steps))
     return {
         **work.record(),
-        **{"side": shape.side, "context": shape.context, "steps": steps, "warm_up": warm_up, "width": width},
-        **{"forward_flops": forward, "flops_per_image": training_flops(forward, work.batch, width)},
-        **{"state": [before, gpu_state()], "rows": [asdict(row) for row in rows.values()]},
+        **{"side": shape.side, "context": shape.context, "steps": steps, "warm_up": warm_up},
+        "flops_per_image": flops,
+        "state": [before, gpu_state()],
+        "rows": [asdict(row) for row in rows.values()],
     }
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -12,6 +13,7 @@ from siglightning.batch import Batch
 from siglightning.cli.defaults import default_callbacks
 from siglightning.cli.trainer import SigTrainer
 from siglightning.models import TwoTower
+from siglightning.models.flops import step_flops
 from siglightning.models.towers import TowerConfig
 from siglightning.optim import Schedule
 from siglightning.runtime.metrics_csv import MetricsCsvLogger
@@ -90,15 +92,25 @@ class _Resident(LightningDataModule):
 def _network(work: Work, shape: Shape, folder: Path, own_towers: bool) -> TwoTower:
     """With open_clip's towers, or with those of configs/recipe/siglip_b16_224.yaml at the same sizes."""
     tokenizer = tokenizer_file(folder, shape.vocabulary)
-    options: dict[str, Any] = {"tokenizer": str(tokenizer), "context_length": shape.context, "image_size": shape.side}
-    if work.compiled:
-        options["compile_towers"] = True
+    options: dict[str, Any] = {
+        "tokenizer": str(tokenizer),
+        "context_length": shape.context,
+        "image_size": shape.side,
+        "compile_towers": work.compiled,
+    }
     if not own_towers:
         tower = f"open_clip:{work.model}"
         return TwoTower(tower, tower, **options)
     kwargs = {"vocab_size": shape.vocabulary, "width": 768, "depth": 12, "heads": 12, "pooling": "last"}
     text = TowerConfig("local:text_transformer", kwargs=kwargs | {"mask_padding": False})
     return TwoTower("timm:vit_base_patch16_siglip_224", text, **options)
+
+
+def flops_per_image(work: Work, shape: Shape, batches: Batches) -> float:
+    """Model FLOPs of an image in a step of training, as our trainings log them; the same for open_clip's."""
+    with TemporaryDirectory() as folder:
+        network = _network(work, shape, Path(folder), own_towers=False)
+    return step_flops(network, {"image": batches.images[0], "text": batches.texts[0]}) / len(batches.images[0])
 
 
 def state(network: TwoTower) -> dict[str, torch.Tensor]:

@@ -14,6 +14,7 @@ from benchmarks.gpu.forecast import GIB
 from benchmarks.gpu.results import footer, load
 from benchmarks.paper.drawing import canvas, label
 from siglightning.callbacks.curves import BLUE, ORANGE
+from siglightning.callbacks.device_peak import peak_tflops
 from siglightning.runtime.files import write_text
 
 TITLE = "# Training two towers on a GPU"
@@ -31,18 +32,17 @@ has no flag. It gets normalised pictures, as its loaders give them. Neither clip
 norm in every step. Both log once in a turn. Which weights decay is each one's own rule; without decay both loops train
 the same weights (`tests/benchmarks/test_gpu_train.py`).
 
-MFU is the model's FLOPs over the device's dense peak in bf16. Those of an image are 3 x {forward:,.1f} GFLOP, three
-times both towers' forward pass as torch's counter has it (a backward pass is two forward passes), and 6 B d for the
-loss of B pairs of {width} dimensions. What is computed twice to save memory does not count. Memory is the most that a
-training allocated, weights and optimizer included."""
-# Dense bf16 on tensor cores, in FLOP/s, by parts of the device's name: the vendor's data sheets.
-PEAKS = {"H200": 989e12, "H100 PCIe": 756e12, "H100 NVL": 835e12, "H100": 989e12, "A100": 312e12}
+MFU is the model's FLOPs over the device's dense peak in bf16, counted as `throughput/mfu` of every run is: forward and
+backward passes of both towers as torch's counter has them, and 6 B d for an image's share in the loss of B pairs of d
+dimensions; what is computed twice to save memory does not count. Here an image takes {gflop:,.1f} GFLOP at the first
+batch size. Memory is the most that a training allocated, weights and optimizer included."""
 MARKS = "osD^v"
 
 
-def peak_flops(device: str) -> float | None:
-    """The device's dense peak in bf16; ``None`` for one that is not listed."""
-    return next((peak for part, peak in PEAKS.items() if part in device), None)
+def peak_flops(run: dict[str, Any]) -> float | None:
+    """The device's dense peak in bf16, by its vendor's data sheet; ``None`` for a CPU or one that is not known."""
+    peak = peak_tflops(run["device"], "bf16-mixed") if run["kind"] == "cuda" else None
+    return None if peak is None else 1e12 * peak
 
 
 def write_page(folder: Path) -> list[Path]:
@@ -58,17 +58,17 @@ def page(results: dict[str, Any]) -> str:
     run = results["runs"][-1]
     where = run["device"] if run["kind"] == "cuda" else f"a CPU ({run['cpu']}); nothing here tells of a GPU"
     parts = [TITLE, f"On {where}.", _method(results["cells"][0]), "![images a second and MFU](gpu_train.png)"]
-    parts += [_table(cell, peak_flops(run["device"])) for cell in results["cells"]]
+    parts += [_table(cell, peak_flops(run)) for cell in results["cells"]]
     skipped = [f"- batches of {one['batch']:,}: {one['left_out']}" for one in results.get("skipped", [])]
     parts += ["\n".join(["## Left out", "", *skipped])] if skipped else []
     return "\n\n".join([*parts, f"## Runs\n\n{footer(results)}"]) + "\n"
 
 
 def _method(cell: dict[str, Any]) -> str:
-    numbers = {key: cell[key] for key in ("warm_up", "steps", "model", "side", "context", "precision", "width")}
+    numbers = {key: cell[key] for key in ("warm_up", "steps", "model", "side", "context", "precision")}
     compiled = "compiled towers" if cell["compiled"] else "towers that are not compiled"
     theirs = "`torch.compile` of the whole model" if cell["compiled"] else "not compiled either"
-    return METHOD.format(**numbers, compiled=compiled, theirs=theirs, forward=cell["forward_flops"] / 1e9)
+    return METHOD.format(**numbers, compiled=compiled, theirs=theirs, gflop=cell["flops_per_image"] / 1e9)
 
 
 def _table(cell: dict[str, Any], peak: float | None) -> str:
@@ -100,7 +100,7 @@ def images_per_s(cell: dict[str, Any], row: dict[str, Any]) -> list[float]:
 
 def _draw(results: dict[str, Any], path: Path) -> None:
     """Images a second over the batch, and MFU where the device's peak is known."""
-    cells, peak = results["cells"], peak_flops(results["runs"][-1]["device"])
+    cells, peak = results["cells"], peak_flops(results["runs"][-1])
     figure, panels = canvas(["Images a second", *(["MFU, %"] if peak else [])], height=3.6)
     names = list(dict.fromkeys(row["name"] for cell in cells for row in cell["rows"]))
     for axes, is_share in zip(panels, (False, True), strict=False):

@@ -1,6 +1,5 @@
 """What both trainings share: one model, the same batches in pinned memory, one optimizer, one clock."""
 
-import copy
 import logging
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,9 +10,8 @@ import open_clip
 import torch
 from tokenizers import Tokenizer as FastTokenizer
 from tokenizers.models import WordLevel
-from torch import Tensor, nn
+from torch import Tensor
 from torch.optim import Optimizer
-from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.gpu.clock import Clock
 
@@ -144,29 +142,6 @@ def tokenizer_file(folder: Path, vocabulary: int) -> Path:
 def adamw(params: Any) -> Optimizer:
     """AdamW as open_clip's training builds it, but fused."""
     return torch.optim.AdamW(params, fused=True, **OPTIMIZER)
-
-
-def forward_flops(image_tower: nn.Module, text_tower: nn.Module, shape: Shape) -> int:
-    """Floating-point operations of both towers for one pair, forward; a multiplication and an addition count as two.
-
-    Counted by torch's own counter on meta tensors: matrix products, convolutions and attention, nothing else.
-    """
-    image = torch.empty(1, 3, shape.side, shape.side, device="meta")
-    text = torch.zeros(1, shape.context, dtype=torch.int64, device="meta")
-    counter = FlopCounterMode(display=False)
-    with counter:
-        for tower, inputs in ((image_tower, image), (text_tower, text)):
-            copy.deepcopy(tower).float().to("meta").requires_grad_(False)(inputs)
-    return int(counter.get_total_flops())
-
-
-def training_flops(forward: int, batch: int, width: int) -> int:
-    """Model FLOPs of one pair in a step of training: three times the towers' forward, and the loss's three products.
-
-    The backward pass of a matrix product is two of its size. The loss has ``6 B² d`` for B pairs of d dimensions.
-    What is computed again to save memory does not count.
-    """
-    return 3 * forward + 6 * batch * width
 
 
 def _pinned(tensor: Tensor) -> Tensor:
