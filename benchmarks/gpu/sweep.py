@@ -16,6 +16,8 @@ from siglightning.runtime.files import write_text
 
 SIDES = (2048, 4096, 8192, 11_264, 16_384, 22_528)
 BLOCKS = ((128, 256), (128, 128), (256, 128), (64, 256))  # rows and columns
+# Two programs on a multiprocessor at once, each working while the other waits for its matrix products.
+PAIRED = {"rows": 128, "columns": 128, "depth": 64, "warps": 8, "stages": 3, "registers": 128}
 DEPTHS, WARPS, STAGES, GROUPS = (64, 128), (4, 8), (2, 3, 4), (4, 8, 16)
 SECONDS = 30.0  # of the turns at one size
 
@@ -55,7 +57,11 @@ def kernels() -> list[dict[str, int]]:
         for stages in STAGES
     ]
     rows, columns = BLOCKS[0]
-    return [*listed, *({"rows": rows, "columns": columns, "depth": DEPTHS[0], "group": group} for group in GROUPS)]
+    return [
+        *listed,
+        PAIRED,
+        *({"rows": rows, "columns": columns, "depth": DEPTHS[0], "group": group} for group in GROUPS),
+    ]
 
 
 @contextmanager

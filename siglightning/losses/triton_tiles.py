@@ -42,6 +42,7 @@ class Blocks:
         group: rows of blocks that are worked on together, so that their inputs are still in cache.
         warps: of 32 threads.
         stages: steps whose inputs are under way at once.
+        registers: that a thread may have at most; ``None`` leaves them to the compiler.
     """
 
     rows: int
@@ -50,6 +51,7 @@ class Blocks:
     group: int = 8
     warps: int = 8
     stages: int = 3
+    registers: int | None = None
 
     def programs(self, num_rows: int, num_columns: int) -> int:
         """How many programs cover a tile."""
@@ -78,7 +80,7 @@ def blocks_for(capability: int, element_size: int, *, with_ids: bool, precision:
         return Blocks(32, 64, depth // 2, warps=4)
     if capability < 9:
         return Blocks(64, 64, depth // 2, warps=4)
-    return Blocks(128, 128 if with_ids else 256, depth)
+    return Blocks(128, 256 if capability == 9 and not with_ids else 128, depth)
 
 
 def precision_of(dtype: torch.dtype) -> str:
@@ -206,7 +208,7 @@ class FusedTiles:
             "num_warps": blocks.warps,
             "num_stages": blocks.stages,
             "enable_fp_fusion": True,
-        }
+        } | ({} if blocks.registers is None else {"maxnreg": blocks.registers})
 
 
 def pair_shift(rows: slice, columns: slice, is_own: bool) -> int:

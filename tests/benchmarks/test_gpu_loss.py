@@ -190,6 +190,7 @@ def test_a_sweep_runs_every_setting_and_leaves_the_kernel_as_it_was(tmp_path, mo
     monkeypatch.setattr(sweep, "BLOCKS", ((16, 32), (32, 16)))
     for name, values in (("DEPTHS", (16,)), ("WARPS", (4,)), ("STAGES", (2,)), ("GROUPS", (3,)), ("SECONDS", 0.01)):
         monkeypatch.setattr(sweep, name, values)
+    monkeypatch.setattr(sweep, "PAIRED", {"rows": 16, "columns": 16, "depth": 16, "registers": 128})
     own, used = triton_sigmoid.default_blocks, []
     real = triton_sigmoid.FusedTiles
     monkeypatch.setattr(triton_sigmoid, "FusedTiles", lambda *a: used.append((a[1], a[2])) or real(*a))
@@ -198,14 +199,14 @@ def test_a_sweep_runs_every_setting_and_leaves_the_kernel_as_it_was(tmp_path, mo
     assert {(row["side"], str(row["kernel"])) for row in cell["rows"]} == {
         *((None, "None"), (16, "None")),
         *((None, str({"rows": rows, "columns": 48 - rows, "depth": 16, "warps": 4, "stages": 2})) for rows in (16, 32)),
-        (None, str({"rows": 16, "columns": 32, "depth": 16, "group": 3})),
+        *((None, str(kernel)) for kernel in (sweep.PAIRED, {"rows": 16, "columns": 32, "depth": 16, "group": 3})),
     }
     for row in cell["rows"]:
         assert "failed" not in row
         assert row["errors"]["images"] < 3e-6
         assert len(row["seconds"]) >= 3
     assert {(side, blocks.rows, blocks.group) for side, blocks in used} == {
-        *((256, 128, 8), (16, 128, 8), (256, 16, 8), (256, 32, 8), (256, 16, 3))
+        *((256, 32, 8), (16, 32, 8), (256, 16, 8), (256, 16, 3))
     }
     assert triton_sigmoid.default_blocks is own
 

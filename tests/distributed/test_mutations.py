@@ -34,9 +34,13 @@ MUTATIONS = {
         "self._shares[self.ring.owner(owner)]",
         "self._shares[owner]",
     ),
-    "flip the sign of positives": ("losses/sigmoid.py", "s[positives] *= -1", "s[positives] *= 1"),
-    "flip the sign of their derivative": ("losses/sigmoid.py", "p[positives] *= -1", "p[positives] *= 1"),
-    "take a foreign diagonal for pairs": ("losses/pairs.py", "owner == exchange.ring.rank", "True"),
+    "flip the sign of positives": ("losses/eager_sigmoid.py", "s[tile.positives] *= -1", "s[tile.positives] *= 1"),
+    "flip the sign of their derivative": (
+        "losses/eager_sigmoid.py",
+        "p[tile.positives] *= -1",
+        "p[tile.positives] *= 1",
+    ),
+    "take a foreign diagonal for pairs": ("losses/eager_sigmoid.py", "owner == self.rank", "True"),
     "forget the world size": (
         "losses/inputs.py",
         "return self.ring.size / sum(self.sizes)",
@@ -44,8 +48,8 @@ MUTATIONS = {
     ),
     "use own columns' sums for foreign ones": (
         "losses/softmax.py",
-        "logits.sub_(lse[columns])",
-        "logits.sub_(column_lse[: len(lse)][columns])",
+        "blocks.add_gradients(texts, lse,",
+        "blocks.add_gradients(texts, column_lse,",
     ),
 }
 

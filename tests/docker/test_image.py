@@ -71,8 +71,14 @@ def test_nothing_is_asked_of_others_machines():
     assert not re.search(r"https?://|--(extra-)?index-url", TEXT)
 
 
+def test_there_is_a_compiler_for_kernels_and_no_lists_of_packages_are_left():
+    found, _ = [each.rest for each in FOUND if each.word == "RUN" and each.stage == 1]
+    assert {"gcc", "libc6-dev", "--no-install-recommends"} <= set(found.split())
+    assert found.endswith("rm -rf /var/lib/apt/lists/*")
+
+
 def test_data_is_roots_and_runs_are_the_users():
-    (made,) = [each.rest for each in FOUND if each.word == "RUN" and each.stage == 1]
+    _, made = [each.rest for each in FOUND if each.word == "RUN" and each.stage == 1]
     assert made == f"mkdir /data /runs && chown {USER}:{USER} /runs"
 
 
