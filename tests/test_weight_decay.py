@@ -136,7 +136,8 @@ def test_an_unlocked_tower_at_a_tenth_of_the_rate(factory, rule, image_decays):
 def test_the_task_hands_the_convention_on(capsys):
     network = two_towers()["network"]
     task = ContrastiveTask(network, optimizer=ADAMW, rules=[PRETRAINED], weight_decay_convention="independent")
-    task._trainer = type("Trainer", (), {"max_steps": 10, "max_epochs": None, "loggers": []})()
+    stand_in = {"max_steps": 10, "max_epochs": None, "loggers": [], "precision_plugin": None}
+    task._trainer = type("Trainer", (), stand_in)()
     groups = task.configure_optimizers()["optimizer"].param_groups
     decays = {group["name"]: group["weight_decay"] for group in groups}
     assert decays == {

@@ -8,7 +8,7 @@ import torch
 # data sheets print most of them with 2:4 sparsity, twice as much: A100 (312, without), H100 (SXM 1,979, PCIe 1,513,
 # NVL 1,671), H200 (SXM 1,979, NVL 1,671), GH200 (1,979), L40S (733, of 362 dense), L4 (242), DGX B200 (8 GPUs: 36,000).
 _HALF = (
-    (r"\bMIG\b", None),  # a part of a device
+    (r"\bMIG\b|-\d+(-\d+)?[ABCQ]$", None),  # a part of a device, cut by itself or as a virtual one
     (r"\bA100\b", 312.0),
     (r"\bH100 PCIe\b", 756.5),
     (r"\bH[12]00 NVL\b", 835.5),

@@ -64,6 +64,7 @@ class ThroughputMonitor(Callback):
         self._window_start = None
         self._validating_s = 0.0
         self._logged_step = -1
+        self._flops_by_shapes.clear()  # of another network, or with other parts frozen
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """The batch is here: the wait is over."""

@@ -15,7 +15,8 @@ from siglightning.runtime.rundir import RunDir
 # sums are added up, and where data lie or how they are loaded. Data modules compare what they find there themselves.
 _FREE = {
     "model": {"micro_batch_size", "chunk_size", "comm", "allow_accumulation", "templates", "prompts", "temperature"}
-    | {"accumulators", "backend", "thresholds", "per_class_bias", "calibration_file", "calibration_in_fit"},
+    | {"accumulators", "backend", "compile_towers", "fused", "foreach"}
+    | {"thresholds", "per_class_bias", "calibration_file", "calibration_in_fit"},
     "data": {"root", "path", "image_root", "train", "val", "tests", "cache_dir", "cache_gib", "storage_options"}
     | {"download", "num_workers", "eval_batch_size", "eval_captions", "test_styles", "zeroshot_sets"}
     | {"max_bad_fraction", "allow_changed_data"},

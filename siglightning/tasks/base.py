@@ -36,7 +36,7 @@ _REMEDIES = {
 }
 
 
-_FUSED = ("cpu", "cuda", "mps", "xpu")  # devices for which torch 2.11 has a fused AdamW
+_FUSED = ("cpu", "cuda")  # devices whose fused AdamW leaves out steps as it should
 
 
 def adamw(params: Any) -> Optimizer:
@@ -108,6 +108,8 @@ class BaseTask(LightningModule):
         With precision ``64-true`` the weights become doubles here: Lightning does so only after it has restored a
         checkpoint, whose weights would be rounded to fp32 in between.
         """
+        if stage == "fit":  # what a fit before left open, or counted, is not this one's
+            self._guard, self._batch = FiniteGuard(), None
         freeze(self, self.rules)
         if isinstance(self.trainer.precision_plugin, DoublePrecision):
             self.double()
@@ -122,6 +124,12 @@ class BaseTask(LightningModule):
         network = getattr(self, "network", None)
         if isinstance(network, ImageEncoder):
             network.check_compile(trainer.strategy.root_device)
+
+    def on_train_start(self) -> None:
+        """Let the optimizer run as configured: of a checkpoint it has also taken with which kernels."""
+        optimizer = self.optimizers(use_pl_optimizer=False)
+        assert not isinstance(optimizer, list)  # configure_optimizers makes one
+        _take_kernels_from_defaults(optimizer)
 
     def on_fit_start(self) -> None:
         """Compile the towers where that is asked for; it happens when they are called first."""
@@ -305,3 +313,20 @@ class BaseTask(LightningModule):
 
 def _parameters(optimizer: Optimizer) -> list[nn.Parameter]:
     return [parameter for group in optimizer.param_groups for parameter in group["params"]]
+
+
+def _take_kernels_from_defaults(optimizer: Optimizer) -> None:
+    """Let an optimizer that has read a state use the kernels that it was made with: ``fused``, ``foreach``.
+
+    torch takes both from the state. Fused ones count their steps on the parameters' device, others on the host.
+    """
+    changed = [name for name in ("fused", "foreach") if name in optimizer.defaults]
+    for group in optimizer.param_groups:
+        if all(group[name] == optimizer.defaults[name] for name in changed):
+            continue
+        group.update({name: optimizer.defaults[name] for name in changed})
+        for parameter in group["params"]:
+            state = optimizer.state.get(parameter, {})
+            if isinstance(state.get("step"), Tensor):
+                on_device = group.get("fused") or group.get("capturable")
+                state["step"] = state["step"].float().to(parameter.device if on_device else "cpu")

@@ -120,6 +120,7 @@ class ClassifierTask(BaseTask):
         Raises:
             ValueError: its classes are others than those of the data, or its weights those of another network.
         """
+        super().on_load_checkpoint(checkpoint)
         names = checkpoint.get("class_names")
         if not names:
             raise ValueError(

@@ -146,6 +146,7 @@ class FineTuneTask(ClassifierTask):
     @override
     def on_train_start(self) -> None:
         """Say what is trained; nothing is known of the modules' modes."""
+        super().on_train_start()
         rank_zero_info(f"Trained: the classifier and {describe_stages(self.trained)}.")
         self._frozen_epoch = None
         forget(group_of(self.trainer.strategy))

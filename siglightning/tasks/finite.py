@@ -46,6 +46,10 @@ class FiniteGuard:
         self.norm: Tensor | None = None
         self._open: _Verdict | None = None
 
+    def __getstate__(self) -> dict[str, Any]:
+        """For copies and pickles, which have counts but no step under way; a device's event could not be copied."""
+        return self.__dict__ | {"_open": None, "norm": None}
+
     def lets_pass(self, task: LightningModule, optimizer: Optimizer, batch: Batch | None, blame: Blame) -> bool:
         """Whether the step may be taken; otherwise its gradients are dropped, so that the optimizer changes nothing.
 
@@ -143,7 +147,9 @@ class _Verdict:
 def leaves_out_by_itself(optimizer: Optimizer) -> bool:
     """Whether a step of an optimizer changes nothing at all where its ``found_inf`` is one."""
     is_adam = type(optimizer) in (torch.optim.Adam, torch.optim.AdamW)
-    return is_adam and all(group["fused"] for group in optimizer.param_groups)
+    # Kernels of other devices may take no notice of it: those of Apple's did not at the time of torch 2.11.
+    devices = {p.device.type for group in optimizer.param_groups for p in group["params"]}
+    return is_adam and all(group["fused"] for group in optimizer.param_groups) and devices <= {"cpu", "cuda"}
 
 
 def samples_to_blame(batch: Batch, is_finite: Tensor) -> list[Any]:

@@ -70,6 +70,9 @@ def test_an_option_that_came_with_a_release_is_no_change(begun, fit, release, co
     ("before", "after", "decides"),
     [
         ("model: {network: {micro_batch_size: 4}}", "model: {network: {micro_batch_size: 8}}", False),
+        ("model: {network: {compile_towers: false}}", "model: {network: {compile_towers: true}}", False),
+        ("model: {optimizer: {fused: null}}", "model: {optimizer: {fused: true}}", False),
+        ("model: {backend: auto}", "model: {backend: eager}", False),
         ("model: {init_args: {lora: null}}", "model: {init_args: {lora: {rank: 4}}}", True),
         ("model: {init_args: {kwargs: {}}}", "model: {init_args: {kwargs: {depth: 4}}}", True),
         ("data: {init_args: {root: here}}", "data: {init_args: {root: there}}", False),

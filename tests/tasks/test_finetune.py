@@ -318,9 +318,11 @@ def test_losses_are_chosen_by_name(tmp_path):
 def test_a_checkpoint_brings_its_classes(tmp_path):
     """Where the data have none, as pictures to be classified have not."""
     module, _, runner = fit(tmp_path, "linear")
+    module._guard.skipped = 3
     runner.save_checkpoint(tmp_path / "x.ckpt")
     loaded = FineTuneTask.load_from_checkpoint(tmp_path / "x.ckpt", network=encoder())
     assert loaded.class_names == module.class_names
+    assert loaded._guard.skipped == 3
     image = torch.randint(0, 256, (2, 3, 64, 64), dtype=torch.uint8)
     logits = loaded.eval().predict_step({"image": image, "id": ["a", "b"]}, 0)["logits"]
     assert torch.equal(logits, module.eval().predict_step({"image": image}, 0)["logits"])
