@@ -1,6 +1,7 @@
 """Shared set-up: references to import, one core a test process, Triton on the CPU, faults that are written down."""
 
 import json
+import logging
 import os
 import sys
 from pathlib import Path
@@ -17,6 +18,16 @@ torch.set_num_threads(1)  # two test processes share two cores
 
 def pytest_addoption(parser):
     parser.addoption("--faults-to", type=Path, help="append what fault tests observed to this file, JSON a line")
+
+
+@pytest.fixture(autouse=True)
+def log_levels_stay():
+    """Whatever a test hushes is heard again by the next one of its process."""
+    loggers = [logging.getLogger(name) for name in ("lightning", "lightning.pytorch", "lightning.fabric")]
+    levels = [logger.level for logger in loggers]
+    yield
+    for logger, level in zip(loggers, levels, strict=True):
+        logger.setLevel(level)
 
 
 @pytest.fixture

@@ -3,7 +3,8 @@
 import gc
 import logging
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
@@ -61,6 +62,21 @@ class Row:
     left_out: str | None = None
 
 
+@contextmanager
+def _quietly() -> Iterator[None]:
+    """Without what Lightning tells at each `fit` of what it found and what could be better; only here and now."""
+    logger = logging.getLogger("lightning.pytorch")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", module="lightning")
+            yield
+    finally:
+        logger.setLevel(level)
+
+
+@_quietly()
 def measure_cell(
     clock: Clock, work: Work, names: Sequence[str], turns: int, warm_up: int, steps: int
 ) -> dict[str, Any]:
@@ -83,6 +99,7 @@ def measure_cell(
     }
 
 
+@_quietly()
 def profile_turns(clock: Clock, work: Work, names: Sequence[str], folder: Path) -> list[Path]:
     """A table and a trace of a turn of three steps of each."""
     written = []
@@ -99,7 +116,6 @@ def _begun(
     clock: Clock, work: Work, rows: Mapping[str, Row], folder: Path, model: Any
 ) -> tuple[dict[str, Training], Batches]:
     """Build all of them and let them compile; those that fail are left out, with the reason in their row."""
-    _be_quiet()
     torch._dynamo.reset()  # a second size would be compiled for all sizes, and those kernels are slower
     model = model or open_clip_model(work.model)
     shape = shape_of(model)
@@ -172,9 +188,3 @@ def _tidy(clock: Clock) -> None:
     gc.collect()
     if clock.is_gpu:
         torch.cuda.empty_cache()
-
-
-def _be_quiet() -> None:
-    """Lightning tells at each `fit` what it found and what could be better."""
-    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
-    warnings.filterwarnings("ignore", module="lightning")

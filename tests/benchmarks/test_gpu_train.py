@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import logging
 
 import pytest
 import torch
@@ -29,7 +30,9 @@ AMP = "open_clip amp_bf16"
 
 def test_a_tiny_run_measures_both_loops_and_makes_its_page(tmp_path, capsys):
     short = ["--turns", "2", "--steps", "2", "--warm-up", "1"]
+    level = logging.getLogger("lightning.pytorch").level
     main(["--tiny", "--out", str(tmp_path), *short])
+    assert logging.getLogger("lightning.pytorch").level == level, "whoever trains next is heard"
     results = json.loads((tmp_path / "gpu_train.json").read_text())
     (cell,) = results["cells"]
     assert (cell["model"], cell["batch"], cell["side"], cell["context"]) == ("tiny_siglip", 4, 16, 6)
