@@ -67,7 +67,8 @@ def default_blocks(embeds: Tensor, *, with_ids: bool) -> Blocks:
 def blocks_for(capability: int, element_size: int, *, with_ids: bool, precision: str = "tf32") -> Blocks:
     """Blocks whose accumulators and arithmetic fit into registers, as the compiler's reports say.
 
-    They are in benchmarks/results/kernels; on a B200 ids spill six registers. How fast other blocks are has not been measured yet.
+    They are in benchmarks/results/kernels; on a B200 ids spill six registers. How fast other blocks are has not been
+    measured yet.
 
     Args:
         capability: major number of the GPU's compute capability; 9 is Hopper.
