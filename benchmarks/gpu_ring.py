@@ -114,7 +114,7 @@ def contestants(pairs: int, dim: int, dtype: torch.dtype, device: torch.device) 
 
 def _pass(x: Tensor, y: Tensor, scalars: Sequence[Tensor], **options: Any) -> None:
     leaves = [x.detach().requires_grad_(), y.detach().requires_grad_()]
-    sigmoid_loss(*leaves, *scalars, **options).backward()  # type: ignore[arg-type,no-untyped-call]
+    sigmoid_loss(*leaves, *scalars, **options).backward()
 
 
 def seconds_of_slowest(clock: Clock, runs: dict[str, Run], turns: int = TURNS) -> dict[str, list[float]]:

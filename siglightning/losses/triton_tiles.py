@@ -67,8 +67,7 @@ def default_blocks(embeds: Tensor, *, with_ids: bool) -> Blocks:
 def blocks_for(capability: int, element_size: int, *, with_ids: bool, precision: str = "tf32") -> Blocks:
     """Blocks whose accumulators and arithmetic fit into registers, as the compiler's reports say.
 
-    They are in benchmarks/results/kernels; on a B200 ids spill six registers. How fast other blocks are has not been
-    measured yet.
+    They are in benchmarks/results/kernels. How fast other blocks are has not been measured yet.
 
     Args:
         capability: major number of the GPU's compute capability; 9 is Hopper.
@@ -81,7 +80,9 @@ def blocks_for(capability: int, element_size: int, *, with_ids: bool, precision:
         return Blocks(32, 64, depth // 2, warps=4)
     if capability < 9:
         return Blocks(64, 64, depth // 2, warps=4)
-    return Blocks(128, 256 if capability == 9 and not with_ids else 128, depth)
+    if capability == 9:
+        return Blocks(128, 128 if with_ids else 256, depth)
+    return Blocks(128, 64, depth, warps=4) if with_ids else Blocks(128, 128, depth)
 
 
 def precision_of(dtype: torch.dtype) -> str:
